@@ -1,0 +1,1 @@
+"""What the networks of this repository share, once: see docs/architecture.md."""
