@@ -94,7 +94,7 @@ def read_json(path: PathLike) -> Any:
 
 
 def require_file(path: PathLike, what: str, remedy: str = "check the path") -> Path:
-    """Return ``path`` if it is a file, else raise a UserError that says what it should have been."""
+    """Return ``path`` if it is a file, else raise a UserError saying what it should be."""
     found = Path(path)
     if found.is_dir():
         raise UserError(f"{what} {found} is a folder, not a file; {remedy}")
@@ -104,7 +104,7 @@ def require_file(path: PathLike, what: str, remedy: str = "check the path") -> P
 
 
 def require_folder(path: PathLike, what: str, remedy: str = "check the path") -> Path:
-    """Return ``path`` if it is a folder, else raise a UserError that says what it should have been."""
+    """Return ``path`` if it is a folder, else raise a UserError saying what it should be."""
     found = Path(path)
     if not found.is_dir():
         reason = "is a file, not a folder" if found.exists() else "does not exist"
@@ -138,7 +138,8 @@ def read_image(path: PathLike, channels: int = 3) -> np.ndarray:
     image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
     if image is None:
         raise UserError(
-            f"image {path} is corrupt or of an unknown format ({data.size} bytes); replace or remove it"
+            f"image {path} is corrupt or of an unknown format ({data.size} bytes); "
+            "replace or remove it"
         )
     if image.ndim == 3 and image.shape[2] == 4:
         image = image[:, :, :3] if channels else image[:, :, [2, 1, 0, 3]]
@@ -175,7 +176,7 @@ class FolderLock:
         with _explain_os_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Kept open as long as the lock is held: flock goes with the open file.
-            stream = open(self.path, "a+", encoding="ascii")  # noqa: SIM115
+            stream = open(self.path, "a+", encoding="ascii")
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -1,0 +1,1 @@
+"""SDNet: network, losses, data, metrics."""
