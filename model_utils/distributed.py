@@ -1,0 +1,166 @@
+"""Ranks: who am I, sums over all, and the two layers that need the others' values.
+
+MindSpore on CPU has a sum all-reduce and little else (docs/framework_traps.md); everything here
+is built on it, so that data-parallel training is exercised for real on any machine.
+"""
+
+import os
+from dataclasses import dataclass
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among all: rank in [0, size)."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes results and talks to the user."""
+        return self.rank == 0
+
+
+def initialize() -> Ranks:
+    """Join the job's other processes; call after the device is set and before anything else.
+
+    Reads the launcher's environment (msrun's, or a rank table's on Ascend).
+    """
+    from mindspore import communication
+
+    communication.init()
+    ranks = Ranks(communication.get_rank(), communication.get_group_size())
+    ms.set_auto_parallel_context(
+        parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=ranks.size
+    )
+    return ranks
+
+
+def requested() -> bool:
+    """Whether a launcher started this process as one of several."""
+    return int(os.environ.get("RANK_SIZE", "1")) > 1 or "MS_ROLE" in os.environ
+
+
+class _Sum(nn.Cell):
+    def __init__(self) -> None:
+        super().__init__()
+        self.all_reduce = ops.AllReduce()
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.all_reduce(x)
+
+
+def sum_over_ranks(values: np.ndarray, ranks: Ranks) -> np.ndarray:
+    """Element-wise sum of a host array over all ranks; exact for integers below 2^47.
+
+    The collective sums float32 only; integers travel as two halves of 24 bits, floating-point
+    values as a high and a low part.
+    """
+    values = np.asarray(values)
+    if ranks.size == 1:
+        return values
+    if values.dtype.kind in "iub":
+        wide = values.astype(np.int64)
+        parts = np.stack((wide >> 24, wide & 0xFFFFFF)).astype(np.float32)
+        # 24-bit halves summed over up to 2^k ranks lose k bits in float32; send 12 bits each.
+        parts = np.stack([(wide >> shift) & 0xFFF for shift in (36, 24, 12, 0)])
+        summed = _Sum()(Tensor(parts.astype(np.float32))).asnumpy().astype(np.int64)
+        return sum(part << shift for part, shift in zip(summed, (36, 24, 12, 0), strict=True))
+    high = values.astype(np.float32)
+    low = (values - high).astype(np.float32)
+    summed = _Sum()(Tensor(np.stack((high, low)))).asnumpy().astype(np.float64)
+    return summed[0] + summed[1]
+
+
+class GatherRanks(nn.Cell):
+    """Rows of all ranks, (n, D) to (size * n, D), in rank order, on every rank; differentiable.
+
+    A sum all-reduce of zero-padded blocks: its gradient is a sum all-reduce again, which CPU
+    has, where AllGather's would be ReduceScatter, which it lacks. When every rank computes the
+    same loss of the gathered rows and gradients are averaged over ranks, the result is the
+    gradient of that loss on one device.
+
+    Args:
+        ranks: this process's place.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        super().__init__()
+        self.all_reduce = ops.AllReduce()
+        self.rank = ranks.rank
+        self.size = ranks.size
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Collect the rows of all ranks."""
+        blocks = []
+        for rank in range(self.size):
+            blocks.append(x if rank == self.rank else ops.zeros_like(x))
+        return self.all_reduce(ops.cat(blocks, axis=0))
+
+
+class SyncBatchNorm(nn.Cell):
+    """Batch normalisation with the statistics of the global batch, over any spatial axes.
+
+    Equal to nn.BatchNorm2d on the whole batch in one process. Built on the sum all-reduce,
+    since MindSpore's own layer does not run on CPU. Takes over the parameters of the layer it
+    replaces, names included, so checkpoints do not change.
+
+    Args:
+        layer: the nn.BatchNorm2d (or 1d, 3d) to replace.
+        ranks: this process's place; every rank must hold equally many samples.
+    """
+
+    def __init__(self, layer: nn.Cell, ranks: Ranks) -> None:
+        super().__init__(auto_prefix=False)
+        source = getattr(layer, "bn2d", layer)  # BatchNorm3d wraps a 2-D layer
+        self.gamma: Parameter = source.gamma
+        self.beta: Parameter = source.beta
+        self.moving_mean: Parameter = source.moving_mean
+        self.moving_variance: Parameter = source.moving_variance
+        self.eps = source.eps
+        self.momentum = 1.0 - _keep_share(source)
+        self.size = ranks.size
+        self.all_reduce = ops.AllReduce()
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, ...) over all axes but C and over all ranks."""
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        if not self.training:
+            scale = self.gamma / ops.sqrt(self.moving_variance + self.eps)
+            shift = self.beta - self.moving_mean * scale
+            return x * scale.reshape(shape) + shift.reshape(shape)
+        axes = (0,) + tuple(range(2, x.ndim))
+        count = x.size // x.shape[1] * self.size
+        # Two passes: the variance as mean of squares minus squared mean loses digits in float32.
+        mean = self.all_reduce(x.sum(axis=axes)) / count
+        centred = x - mean.reshape(shape)
+        variance = self.all_reduce((centred * centred).sum(axis=axes)) / count
+        unbiased = variance * (count / (count - 1))
+        ops.assign_add(self.moving_mean, self.momentum * (mean - self.moving_mean))
+        ops.assign_add(self.moving_variance, self.momentum * (unbiased - self.moving_variance))
+        scale = self.gamma / ops.sqrt(variance + self.eps)
+        return centred * scale.reshape(shape) + self.beta.reshape(shape)
+
+
+def _keep_share(layer: nn.Cell) -> float:
+    """MindSpore's momentum: the share of the old statistics that is kept."""
+    return float(layer.momentum)
+
+
+def synchronize_batch_norm(network: nn.Cell, ranks: Ranks) -> int:
+    """Replace every batch normalisation of ``network`` by SyncBatchNorm; returns how many."""
+    replaced = 0
+    for cell in [network, *(part for _, part in network.cells_and_names())]:
+        for name, child in list(cell.name_cells().items()):
+            if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+                replacement = SyncBatchNorm(child, ranks)
+                if isinstance(cell, nn.SequentialCell):
+                    cell[int(name)] = replacement
+                else:
+                    setattr(cell, name, replacement)
+                replaced += 1
+    return replaced

@@ -1,0 +1,1 @@
+"""SDNet: optical-SAR patch matching (Quan et al., IEEE TGRS 2022)."""
