@@ -1,0 +1,1 @@
+"""Figures of merit shared by several networks; import the module you need."""
