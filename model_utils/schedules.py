@@ -1,0 +1,63 @@
+"""Learning rate as a function of the step, in float64 on the host."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+
+def warmed(
+    after: Callable[[float], float], step: int, total: int, warmup: int, start: float
+) -> float:
+    """Linear rise from ``start`` to 1 over ``warmup`` steps, then ``after(progress in [0, 1])``."""
+    if step < warmup:
+        return start + (1 - start) * (step + 1) / warmup
+    return after((step - warmup) / max(1, total - warmup))
+
+
+def learning_rates(
+    kind: str,
+    base: float,
+    total: int,
+    *,
+    warmup: int = 0,
+    warmup_start: float = 0.0,
+    power: float = 0.9,
+    final: float = 0.0,
+    milestones: list[float] | None = None,
+    gamma: float = 0.1,
+    linear_total: float | None = None,
+) -> np.ndarray:
+    """The learning rate of every step, float32, never negative.
+
+    Args:
+        kind: constant, linear, poly, cosine or step.
+        base: the rate after warm-up.
+        total: steps of the whole run.
+        warmup: steps of linear warm-up, from ``warmup_start`` times the base rate.
+        power: exponent of poly: (1 - progress)^power.
+        final: lowest share of the base rate (linear, poly, cosine).
+        milestones: shares of the run after which step multiplies by ``gamma``.
+        linear_total: length of the linear fall in steps when it is not ``total``, e.g. a
+            fraction where the last batch is partial.
+    """
+    falls: dict[str, Callable[[float], float]] = {
+        "constant": lambda progress: 1.0,
+        "linear": lambda progress: 1 - progress,
+        "poly": lambda progress: max(0.0, 1 - progress) ** power,
+        "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * min(1.0, progress))),
+        "step": lambda progress: gamma ** sum(progress >= m for m in milestones or []),
+    }
+    fall = falls[kind]
+    if kind in ("linear", "poly", "cosine"):
+        inner = fall
+        fall = lambda progress: final + (1 - final) * inner(progress)  # noqa: E731
+    length = linear_total if kind == "linear" and linear_total is not None else total
+    rates = []
+    for step in range(total):
+        if step < warmup:
+            share = warmed(fall, step, total, warmup, warmup_start)
+        else:
+            share = fall((step - warmup) / max(1e-9, length - warmup))
+        rates.append(max(0.0, base * share))
+    return np.array(rates, np.float32)
