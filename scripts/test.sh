@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Lint, types and all tests, in an environment of their own.
+# Usage: bash scripts/test.sh [pytest arguments]     (SKIP_SLOW=1 leaves the slow tests out)
+set -euo pipefail
+# shellcheck source=scripts/_environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
+
+prepare_environment dev
+cd "$root"
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+PATH="$(dirname "$python"):$PATH"
+
+step() {
+  echo "== $*"
+  "$@"
+}
+
+step ruff check .
+step ruff format --check .
+step mypy
+step shellcheck --external-sources --source-path="$root" scripts/*.sh research/*/scripts/*.sh .ci/run
+[ "${SKIP_SLOW:-0}" = 0 ] || set -- -m "not slow" "$@"
+step python -m pytest "$@"
