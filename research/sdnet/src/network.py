@@ -9,7 +9,14 @@ are those of the ModelZoo implementation, so that its checkpoints load: ``model`
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from model_utils.layers import Dropout, conv2d, conv_transpose2d, l2_normalize, semi_orthogonal
+from model_utils.layers import (
+    Dropout,
+    FullMapConv2d,
+    conv2d,
+    conv_transpose2d,
+    l2_normalize,
+    semi_orthogonal,
+)
 
 PATCH_SIZE = 64
 DESCRIPTOR_SIZE = 128
@@ -65,7 +72,7 @@ class Descriptor(nn.Cell):
             _batch_norm(128),
             nn.ReLU(),
             Dropout(dropout, rank=rank),
-            conv2d(128, DESCRIPTOR_SIZE, PATCH_SIZE // 8),
+            FullMapConv2d(128, DESCRIPTOR_SIZE, PATCH_SIZE // 8),
             _batch_norm(DESCRIPTOR_SIZE),
         )
 
