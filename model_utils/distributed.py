@@ -55,9 +55,9 @@ class _Sum(nn.Cell):
 
 
 def sum_over_ranks(values: np.ndarray, ranks: Ranks) -> np.ndarray:
-    """Element-wise sum of a host array over all ranks; exact for integers below 2^47.
+    """Element-wise sum of a host array over all ranks; exact for non-negative integers.
 
-    The collective sums float32 only; integers travel as two halves of 24 bits, floating-point
+    The collective sums float32 only: integers below 2^48 travel in four parts, floating-point
     values as a high and a low part.
     """
     values = np.asarray(values)
@@ -65,8 +65,7 @@ def sum_over_ranks(values: np.ndarray, ranks: Ranks) -> np.ndarray:
         return values
     if values.dtype.kind in "iub":
         wide = values.astype(np.int64)
-        parts = np.stack((wide >> 24, wide & 0xFFFFFF)).astype(np.float32)
-        # 24-bit halves summed over up to 2^k ranks lose k bits in float32; send 12 bits each.
+        # 12 bits each: sums over up to 4,096 ranks stay exact in float32's 24 bits.
         parts = np.stack([(wide >> shift) & 0xFFF for shift in (36, 24, 12, 0)])
         summed = _Sum()(Tensor(parts.astype(np.float32))).asnumpy().astype(np.int64)
         return sum(part << shift for part, shift in zip(summed, (36, 24, 12, 0), strict=True))
@@ -74,6 +73,22 @@ def sum_over_ranks(values: np.ndarray, ranks: Ranks) -> np.ndarray:
     low = (values - high).astype(np.float32)
     summed = _Sum()(Tensor(np.stack((high, low)))).asnumpy().astype(np.float64)
     return summed[0] + summed[1]
+
+
+def gather_parts(part: np.ndarray, indices: range, total: int, ranks: Ranks) -> np.ndarray:
+    """All ranks' results of one number per sample, on every rank.
+
+    Args:
+        part: this rank's values, one per index.
+        indices: which samples they belong to.
+        total: samples over all ranks.
+        ranks: this process's place.
+    """
+    if ranks.size == 1:
+        return part
+    whole = np.zeros(total, part.dtype)
+    whole[indices.start : indices.stop] = part
+    return sum_over_ranks(whole, ranks).astype(part.dtype)
 
 
 class GatherRanks(nn.Cell):

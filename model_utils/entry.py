@@ -1,0 +1,209 @@
+"""The five commands behind every network's scripts: train, eval, export, infer, convert."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from model_utils import checkpoint as checkpoints
+from model_utils import config as configuration
+from model_utils import runtime
+from model_utils.errors import UserError
+from model_utils.files import FolderLock
+from model_utils.logs import duration, start_logging, write_metrics
+from model_utils.task import Task
+from model_utils.training import BEST_FILE, Stopped, Trainer
+
+log = logging.getLogger("zoo")
+Job = Callable[[Task, Any, Path], None]
+
+
+def train(task: Task, argv: Sequence[str] | None = None) -> None:
+    """``python train.py``: train, evaluate every few epochs, keep the best weights."""
+    _command(task, "train", _train, argv)
+
+
+def evaluate(task: Task, argv: Sequence[str] | None = None) -> None:
+    """``python eval.py``: measure a checkpoint on a split."""
+    _command(task, "eval", _evaluate, argv)
+
+
+def export(task: Task, argv: Sequence[str] | None = None) -> None:
+    """``python export.py``: write MINDIR, AIR or ONNX and compare it with the checkpoint."""
+    _command(task, "export", _export, argv)
+
+
+def infer(task: Task, argv: Sequence[str] | None = None) -> None:
+    """``python infer.py``: run the network on the user's own inputs."""
+    _command(task, "infer", _infer, argv)
+
+
+def convert(task: Task, argv: Sequence[str] | None = None) -> None:
+    """``python convert.py``: take over weights trained elsewhere."""
+    _command(task, "convert", _convert, argv)
+
+
+def guarded(body: Callable[[], int | None]) -> None:
+    """Run a script's body; a UserError becomes one line and status 2."""
+    try:
+        status = body()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        status = 2
+    except Stopped as stopped:
+        log.info("%s", stopped)
+        status = stopped.status
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        status = 130
+    sys.exit(status or 0)
+
+
+def load_config(task: Task, command: str, argv: Sequence[str] | None = None) -> Any:
+    """The task's configuration from its files and a command line."""
+    example = {"export": " --file_format=ONNX", "convert": " --source=reference.pth"}
+    config = configuration.load(
+        task.config_class(),
+        sys.argv[1:] if argv is None else argv,
+        command=command,
+        folders=task.config_folders(),
+        default_file=task.default_config,
+        describe=f"{task.title}: python {command}.py [--config_path NAME_OR_FILE] [--key=value ...]"
+        f"\nExample: python {command}.py --config_path {task.default_config}"
+        f"{example.get(command, '')}",
+    )
+    config.train.resume |= config.resume
+    config.train.overwrite |= config.overwrite
+    if not config.output_path:
+        config.output_path = f"outputs/{command}"
+    return config
+
+
+def _command(task: Task, command: str, job: Job, argv: Sequence[str] | None) -> None:
+    def body() -> None:
+        start_logging()
+        config = load_config(task, command, argv)
+        if config.enable_modelarts:
+            from model_utils.moxing_adapter import modelarts_job
+
+            with modelarts_job(config):
+                job(task, config, Path(config.output_path))
+        else:
+            job(task, config, Path(config.output_path))
+
+    guarded(body)
+
+
+def _train(task: Task, config: Any, output: Path) -> None:
+    started = runtime.start(
+        config.device_target, config.seed, config.is_distributed, config.device_id
+    )
+    ranks = started.ranks
+    lock = FolderLock(output) if ranks.first else None
+    try:
+        if lock is not None:
+            lock.__enter__()
+            configuration.save(config, output / "config.yaml", "train")
+        start_logging(ranks.first, output / "train.log")
+        trainer = Trainer(task, config, started.device, ranks, output)
+        if ranks.first:
+            log.info(
+                "%s: %d samples, %d steps of %d (%d per device), results in %s",
+                task.title,
+                trainer.sampler.length,
+                trainer.total,
+                trainer.sampler.global_batch,
+                config.train.batch_size * config.train.accumulate,
+                output,
+            )
+        begun = time.monotonic()
+        trainer.run()
+        if ranks.first:
+            log.info("finished in %s, results in %s", duration(time.monotonic() - begun), output)
+    finally:
+        if lock is not None:
+            lock.__exit__()
+
+
+def _loaded_network(task: Task, config: Any, ranks: Any) -> tuple[Any, Path]:
+    """The network with the weights of checkpoint_path, or of the newest training here."""
+    path = Path(config.checkpoint_path or f"outputs/train/{BEST_FILE}")
+    if not config.checkpoint_path and not path.is_file():
+        raise UserError("no checkpoint given and none in outputs/train; add --checkpoint_path=FILE")
+    network = task.build_network(config, ranks)
+    checkpoints.load_weights(network, path, name=task.name, rename=task.rename_parameter)
+    network.set_train(False)
+    # SDNet's own wording, which users' log parsers look for.
+    log.info("load checkpoint from [%s].", path)
+    return network, path
+
+
+def _evaluate(task: Task, config: Any, output: Path) -> None:
+    started = runtime.start(
+        config.device_target, config.seed, config.is_distributed, config.device_id
+    )
+    network, path = _loaded_network(task, config, started.ranks)
+    dataset = task.build_dataset(config, config.evaluate.split)
+    if dataset is None:
+        raise UserError(f"there is no split '{config.evaluate.split}' in {config.data.root}")
+    begun = time.monotonic()
+    first = started.ranks.first
+    metrics = task.evaluate(network, dataset, config, started.ranks, output if first else None)
+    if not first:
+        return
+    log.info(task.metrics_line(metrics))
+    configuration.save(config, output / "config.yaml", "eval")
+    write_metrics(
+        output / "metrics.json",
+        {
+            **metrics,
+            "network": task.title,
+            "checkpoint": str(path),
+            "split": config.evaluate.split,
+            "samples": len(dataset),
+            "data": config.data.root,
+            "seconds": round(time.monotonic() - begun, 2),
+            "device": started.device,
+        },
+    )
+    log.info("figures in %s", output / "metrics.json")
+
+
+def _export(task: Task, config: Any, output: Path) -> None:
+    from model_utils.exporting import export as write
+
+    started = runtime.start(config.device_target, config.seed)
+    network, _ = _loaded_network(task, config, started.ranks)
+    cell, output_names = task.export_cell(network, config)
+    name = config.export.file_name or task.title
+    # A bare name goes to the output folder, as in ModelZoo on ModelArts; a path is a path.
+    target = Path(name) if "/" in name else output / name
+    report = write(
+        cell,
+        task.export_inputs(config),
+        target,
+        config.export.file_format,
+        output_names=output_names,
+        tolerance=config.export.tolerance,
+    )
+    log.info(
+        "%s: %d bytes, largest difference from the checkpoint %.2e over inputs %s",
+        report.path,
+        report.bytes,
+        report.max_difference,
+        report.checked_shapes,
+    )
+
+
+def _infer(task: Task, config: Any, output: Path) -> None:
+    runtime.start(config.device_target, config.seed)
+    task.infer(config, output)
+
+
+def _convert(task: Task, config: Any, output: Path) -> None:
+    from model_utils.converting import convert as run
+
+    runtime.start("CPU", config.seed)
+    run(task, config)

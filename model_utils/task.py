@@ -1,0 +1,248 @@
+"""How a network describes itself to the engine; see docs/architecture.md."""
+
+import abc
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from model_utils.config import group, key
+from model_utils.data import Dataset
+from model_utils.distributed import Ranks
+from model_utils.exporting import ExportInput
+from model_utils.optimizers import OptimizerConfig
+from model_utils.training import Epoch, TrainConfig
+
+
+@dataclass
+class DataConfig:
+    """Keys of the data; networks add their own."""
+
+    root: str = key("", "folder of the data set", "data_path", "dataroot", "dataset_path")
+    workers: int = key(
+        2, "readers running ahead of the device; 0 reads in step", "num_parallel_workers", minimum=0
+    )
+    worker_kind: str = key(
+        "thread", "process where samples are made by Python code", choices=("thread", "process")
+    )
+
+
+@dataclass
+class EvaluateConfig:
+    """Keys of eval.py."""
+
+    split: str = key("test", "part of the data to measure", "split")
+    batch_size: int = key(
+        16, "samples at once", "test_batch_size", "eval:batch_size", "eval_batch_size", minimum=1
+    )
+    pictures: int = key(8, "how many samples to draw", "pictures", minimum=0)
+
+
+@dataclass
+class ExportConfig:
+    """Keys of export.py."""
+
+    file_name: str = key("", "name of the file without suffix; empty is the network's", "file_name")
+    file_format: str = key(
+        "MINDIR", "what to write", "file_format", choices=("MINDIR", "AIR", "ONNX")
+    )
+    batch_size: int = key(1, "samples at once; 0 is any number", "export:batch_size", minimum=0)
+    height: int = key(0, "rows of the input; 0 is any or the only size", "export:height", minimum=0)
+    width: int = key(0, "columns of the input; 0 likewise", "export:width", minimum=0)
+    tolerance: float = key(1e-4, "largest difference from the checkpoint, of max(1, |value|)")
+
+
+@dataclass
+class InferConfig:
+    """Keys of infer.py; networks add their inputs."""
+
+    backend: str = key(
+        "auto",
+        "what runs the network; auto is the fastest installed",
+        "backend",
+        choices=("auto", "mindspore", "mindir", "onnxruntime"),
+    )
+    batch_size: int = key(32, "samples at once", "infer:batch_size", minimum=1)
+
+
+@dataclass
+class ConvertConfig:
+    """Keys of convert.py."""
+
+    source: str = key("", "weights elsewhere: .pth .pt .tar .ckpt .npz .safetensors", "source")
+    output: str = key("", "the file to write", "output")
+    reverse: bool = key(False, "from our names to the reference's", "reverse")
+    allow_unused: bool = key(False, "accept tensors that no parameter takes", "allow_unused")
+    allow_missing: bool = key(False, "accept parameters that no tensor fills", "allow_missing")
+
+
+@dataclass
+class Config:
+    """What every network's configuration holds; ``research/<net>/src/config.py`` extends it."""
+
+    device_target: str = key(
+        "auto", "device", "device_target", "device", choices=("auto", "Ascend", "GPU", "CPU")
+    )
+    device_id: int = key(-1, "card of this process; -1 reads DEVICE_ID", minimum=-1)
+    is_distributed: bool = key(
+        False, "one of several processes started by a launcher", "run_distribute", "distribute"
+    )
+    seed: int = key(0, "of every random choice", minimum=0, maximum=2**31 - 1)
+    output_path: str = key(
+        "", "folder of all results; empty is outputs/<command> here", "ckpt_save_dir", "save_dir"
+    )
+    checkpoint_path: str = key(
+        "",
+        "weights to start from or to use",
+        "ckpt_file",
+        "ckpt_path",
+        "checkpoint_file_path",
+        "checkpoint",
+        "load_path",
+        "pretrained",
+    )
+    resume: bool = key(False, "train: go on where the run in output_path stopped")
+    overwrite: bool = key(False, "replace the run that output_path already holds")
+    enable_modelarts: bool = key(
+        False, "run as a ModelArts job", "modelArts_mode", "is_modelarts", environment=True
+    )
+    data_url: str = key("", "ModelArts: where the data is", environment=True)
+    train_url: str = key("", "ModelArts: where results go", environment=True)
+    checkpoint_url: str = key("", "ModelArts: weights to fetch", "ckpt_url", environment=True)
+    data: DataConfig = group(DataConfig)
+    train: TrainConfig = group(TrainConfig)
+    optimizer: OptimizerConfig = group(OptimizerConfig)
+    evaluate: EvaluateConfig = group(EvaluateConfig)
+    export: ExportConfig = group(ExportConfig)
+    infer: InferConfig = group(InferConfig)
+    convert: ConvertConfig = group(ConvertConfig)
+
+    # Keys of other implementations that mean nothing here: name -> why.
+    LEGACY: ClassVar[Mapping[str, str]] = {}
+
+
+class Task(abc.ABC):
+    """A network's description. Subclasses live in ``research/<net>/src/task.py``."""
+
+    name: ClassVar[str]
+    """Folder name, also noted in checkpoints."""
+    title: ClassVar[str]
+    """As the paper writes it."""
+    loss_names: ClassVar[Sequence[str]] = ("loss",)
+    """What the train cell returns, in order; the first is minimised."""
+    config_class: ClassVar[type[Config]] = Config
+    default_config: ClassVar[str]
+    """Name of the YAML file used without --config_path."""
+
+    @property
+    def folder(self) -> Path:
+        """The network's folder, research/<net>."""
+        module = sys.modules[type(self).__module__]
+        return Path(str(module.__file__)).resolve().parents[1]
+
+    def config_folders(self) -> list[Path]:
+        """Where configuration names are looked up: the network's own folder, then the shared."""
+        shared = Path(__file__).resolve().parents[1] / "configs"
+        return [self.folder / "configs", shared / self.name, shared]
+
+    # -- training -----------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def build_network(self, config: Any, ranks: Ranks) -> Any:
+        """The Cell whose parameters are the published ones, freshly initialised."""
+
+    @abc.abstractmethod
+    def build_train_cell(self, network: Any, config: Any, ranks: Ranks) -> Any:
+        """A Cell from one batch to the scalar losses named by ``loss_names``."""
+
+    @abc.abstractmethod
+    def build_dataset(self, config: Any, split: str) -> Any:
+        """The data of a split (``train``, ``val``, ``test``), or None where there is none."""
+
+    def validation_split(self, config: Any) -> str:
+        """The split that training evaluates on."""
+        return "val"
+
+    def train_inputs(self, batch: tuple[np.ndarray, ...]) -> Sequence[np.ndarray]:
+        """The parts of a batch that the train cell takes."""
+        return batch
+
+    def parameter_groups(self, network: Any, config: Any) -> list[dict[str, Any]]:
+        """Optimizer groups: "params" and optionally "weight_decay", "lr_scale"."""
+        return [{"params": network.trainable_params()}]
+
+    # -- evaluation ---------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def evaluate(
+        self,
+        network: Any,
+        dataset: Dataset,
+        config: Any,
+        ranks: Ranks,
+        output: Path | None = None,
+    ) -> dict[str, Any]:
+        """Metrics over a data set, the same on every rank.
+
+        Args:
+            network: in evaluation mode.
+            dataset: of ``build_dataset``.
+            config: the configuration.
+            ranks: this process's place; every sample is measured once over all ranks.
+            output: folder for predictions and pictures; None while training.
+        """
+
+    def better(self, metrics: Mapping[str, Any]) -> float | None:
+        """The number by which the best checkpoint is chosen; larger is better."""
+        return None
+
+    # -- logs ---------------------------------------------------------------------------------
+
+    def checkpoint_name(self, epoch: int) -> str:
+        """File name of an epoch's weights."""
+        return f"checkpoint_{self.title}_{epoch}.ckpt"
+
+    def epoch_line(self, epoch: Epoch) -> str:
+        """ModelZoo's line at the end of an epoch."""
+        loss = next(iter(epoch.losses.values()))
+        per_step = epoch.seconds / max(1, epoch.steps) * 1000
+        return (
+            f"epoch:{epoch.number} step:{epoch.steps}, loss is {loss:.6g}\n"
+            f"epoch time: {epoch.seconds * 1000:.3f} ms, per step time: {per_step:.3f} ms"
+        )
+
+    def metrics_line(self, metrics: Mapping[str, Any]) -> str:
+        """One line of figures."""
+        numbers = {k: v for k, v in metrics.items() if isinstance(v, float)}
+        return "evaluation: " + ", ".join(f"{k} {v:.6g}" for k, v in numbers.items())
+
+    # -- export, conversion, inference --------------------------------------------------------
+
+    @abc.abstractmethod
+    def export_inputs(self, config: Any) -> list[ExportInput]:
+        """Named inputs of the exported network; None stands for a dynamic axis."""
+
+    @abc.abstractmethod
+    def export_cell(self, network: Any, config: Any) -> tuple[Any, list[str]]:
+        """The Cell to export and the names of its outputs."""
+
+    def rename_parameter(self, name: str) -> str:
+        """This network's name of a parameter in checkpoints of other MindSpore implementations."""
+        return name
+
+    def reference_names(self, network: Any, config: Any) -> dict[str, str]:
+        """This network's parameter names to those of the reference implementation."""
+        return {parameter.name: parameter.name for parameter in network.get_parameters()}
+
+    @abc.abstractmethod
+    def infer(self, config: Any, output: Path) -> None:
+        """Run the network on the user's own inputs and write results and pictures."""
+
+    # -- generated data -----------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def generate(self, folder: Path, seed: int) -> None:
+        """Write a small data set in the true on-disk format of the public one."""
