@@ -29,7 +29,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -58,7 +58,7 @@ __all__ = [
     "sync_data",
 ]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("zoo")
 Result = TypeVar("Result")
 
 CACHE = Path("/cache")  # ModelArts' local disk
@@ -314,7 +314,9 @@ class _Owner:
 
 
 @contextlib.contextmanager
-def modelarts_job(config: Any, upload_every_s: float = 600.0) -> Iterator[Any]:
+def modelarts_job(
+    config: Any, upload_every_s: float = 600.0, names: Mapping[str, str] | None = None
+) -> Iterator[Any]:
     """Bring a job's inputs in, and its results out, however the job ends.
 
     Does nothing unless the configuration says ``enable_modelarts`` (or ``modelArts_mode``).
@@ -322,81 +324,104 @@ def modelarts_job(config: Any, upload_every_s: float = 600.0) -> Iterator[Any]:
     run fails: a failed upload is then logged, so that the run's own error is what is reported.
 
     Args:
-        config: any object with the keys above as attributes; ``data_path``, ``load_path`` or
-            ``checkpoint_path``, and ``output_path`` are set to local places.
+        config: any object with the keys above as attributes; those of ``data_path``,
+            ``load_path``, ``checkpoint_path`` and ``output_path`` it has are set to local places.
         upload_every_s: seconds between uploads during the run; 0 uploads at the end only.
+        names: where a key is called otherwise, its dotted name: ``{"data_path": "data.root"}``.
 
     Yields:
         ``config``.
     """
-    if not (getattr(config, "enable_modelarts", False) or getattr(config, "modelArts_mode", False)):
+    keys = _Keys(config, names or {})
+    if not (keys.truth("enable_modelarts") or keys.truth("modelArts_mode")):
         yield config
         return
-    _inputs(config)
-    train_url = _setting(config, "train_url")
+    _inputs(keys)
+    train_url = keys.text("train_url")
     if not train_url:
         yield config
         return
     if not is_remote(train_url):
-        config.output_path = _plain(train_url)
+        keys.set("output_path", _plain(train_url))
         yield config
         return
-    config.output_path = str(_shared(config, "output_path", "train"))
-    Path(config.output_path).mkdir(parents=True, exist_ok=True)
+    output = keys.shared("output_path", "train")
+    output.mkdir(parents=True, exist_ok=True)
+    keys.set("output_path", str(output))
+    with _uploads(output, train_url, upload_every_s if get_rank_id() == 0 else 0.0):
+        yield config
+
+
+class _Keys:
+    """A configuration's ModelArts keys under whatever names it has for them."""
+
+    def __init__(self, config: Any, names: Mapping[str, str]) -> None:
+        self._config, self._names = config, names
+
+    def _place(self, key: str) -> tuple[Any, str]:
+        *groups, name = self._names.get(key, key).split(".")
+        return functools.reduce(getattr, groups, self._config), name
+
+    def has(self, key: str) -> bool:
+        return hasattr(*self._place(key))
+
+    def truth(self, key: str) -> bool:
+        return bool(getattr(*self._place(key), False))
+
+    def text(self, key: str) -> str:
+        return str(getattr(*self._place(key), None) or "")
+
+    def set(self, key: str, value: str) -> None:
+        setattr(*self._place(key), value)
+
+    def shared(self, key: str, name: str) -> Path:
+        """A configured absolute path, else one on the local disk.
+
+        A relative one will not do: ModelArts gives each rank a working directory of its own.
+        """
+        configured = Path(self.text(key))
+        return configured if configured.is_absolute() else CACHE / name
+
+
+def _inputs(keys: _Keys) -> None:
+    data_url = keys.text("data_url")
+    if data_url:
+        keys.set("data_path", sync_data(data_url, keys.shared("data_path", "data")))
+    url = keys.text("checkpoint_url")
+    wanted = [key for key in ("load_path", "checkpoint_path") if keys.has(key)] or ["load_path"]
+    for key in wanted:
+        source = keys.text(key) if is_remote(keys.text(key)) else url
+        if source:
+            local = CACHE / "checkpoint_path" / Path(source).name
+            keys.set(key, sync_data(source, local))
+
+
+@contextlib.contextmanager
+def _uploads(source: Path, url: str, every_s: float) -> Iterator[None]:
+    """Upload regularly while the body runs, and once more when it has ended or failed."""
     stopped = threading.Event()
     uploader = threading.Thread(
-        target=_upload_regularly,
-        args=(config.output_path, train_url, upload_every_s, stopped),
-        daemon=True,
+        target=_upload_regularly, args=(source, url, every_s, stopped), daemon=True
     )
-    if upload_every_s > 0 and get_rank_id() == 0:
+    if every_s > 0:
         uploader.start()
     failed = True
     try:
-        yield config
+        yield
         failed = False
     finally:
         stopped.set()
         if uploader.is_alive():
             uploader.join()
         try:
-            sync_data(config.output_path, train_url)
+            sync_data(source, url)
         except Exception:
             if not failed:
                 raise
-            logger.exception(
-                "results stay in %s: uploading to %s failed", config.output_path, train_url
-            )
+            logger.exception("results stay in %s: uploading to %s failed", source, url)
 
 
-def _inputs(config: Any) -> None:
-    data_url = _setting(config, "data_url")
-    if data_url:
-        config.data_path = sync_data(data_url, _shared(config, "data_path", "data"))
-    url = _setting(config, "checkpoint_url")
-    keys = [key for key in ("load_path", "checkpoint_path") if hasattr(config, key)]
-    for key in keys or ["load_path"]:
-        address = _setting(config, key)
-        source = address if is_remote(address) else url
-        if source:
-            local = CACHE / "checkpoint_path" / Path(source).name
-            setattr(config, key, sync_data(source, local))
-
-
-def _setting(config: Any, key: str) -> str:
-    return str(getattr(config, key, None) or "")
-
-
-def _shared(config: Any, key: str, name: str) -> Path:
-    """A configured absolute path, else one on the local disk.
-
-    A relative one will not do: ModelArts gives each rank a working directory of its own.
-    """
-    configured = Path(_setting(config, key))
-    return configured if configured.is_absolute() else CACHE / name
-
-
-def _upload_regularly(source: str, url: str, every_s: float, stopped: threading.Event) -> None:
+def _upload_regularly(source: Path, url: str, every_s: float, stopped: threading.Event) -> None:
     while not stopped.wait(every_s):
         try:
             sync_data(source, url)
