@@ -107,14 +107,15 @@ class _Index:
         self.entries = entries(config)
         self.command = command
         self.by_name: dict[str, Entry] = {}
-        for qualified in (False, True):
+        for entry in self.entries:
+            self.by_name[_plain(entry.path)] = entry
+        for qualified in (True, False):
             for entry in self.entries:
                 for alias in entry.field.metadata.get("aliases", ()):
                     scope, _, name = alias.rpartition(":")
                     if bool(scope) == qualified and scope in ("", command):
-                        self.by_name[_plain(name)] = entry
-        for entry in self.entries:
-            self.by_name[_plain(entry.path)] = entry
+                        # The first declared wins where one class of keys serves two groups.
+                        self.by_name.setdefault(_plain(name), entry)
         # Keys that other implementations have and that mean nothing here, with the reason.
         self.legacy: Mapping[str, str] = getattr(type(config), "LEGACY", {})
 

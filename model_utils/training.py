@@ -34,11 +34,11 @@ class TrainConfig:
 
     epochs: float = key(1.0, "passes over the training data", "epochs", minimum=0)
     batch_size: int = key(
-        8, "samples per step on one device", "batch_size", "train:batch_size", minimum=1
+        8, "samples per step on one device", "batch_size", minimum=1
     )
     accumulate: int = key(1, "batches whose gradients make one update", minimum=1)
     shuffle: bool = key(True, "new order of the samples every epoch")
-    resume: bool = key(False, "go on where the run in output_path stopped", "resume")
+    resume: bool = key(False, "go on where the run in output_path stopped")
     overwrite: bool = key(False, "start anew although output_path holds a run")
     sync_batch_norm: bool = key(True, "batch statistics over all devices")
     ema_decay: float = key(

@@ -1,0 +1,128 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from model_utils.errors import UserError
+from model_utils.files import (
+    FolderLock,
+    atomic_path,
+    atomic_write,
+    read_image,
+    read_json,
+    write_image,
+    write_json,
+)
+
+
+def test_a_failed_write_leaves_the_earlier_file_and_no_rubbish(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+    with pytest.raises(RuntimeError), atomic_write(path, "w") as stream:
+        stream.write("half")
+        raise RuntimeError
+    assert path.read_text() == "before"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_killed_write_leaves_the_earlier_file(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"before")
+    code = (
+        "import sys, time\nfrom model_utils.files import atomic_write\n"
+        f"with atomic_write({str(path)!r}) as stream:\n"
+        "    stream.write(b'x' * 1000000); stream.flush(); print('half', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"half\n"
+        process.send_signal(signal.SIGKILL)
+    assert path.read_bytes() == b"before"
+
+
+def test_a_full_disk_is_a_sentence_and_keeps_the_earlier_file(small_disk):
+    path = small_disk / "a.bin"
+    path.write_bytes(b"before")
+    with pytest.raises(UserError, match=r"no space left while writing .*a\.bin"):
+        with atomic_write(path) as stream:
+            stream.write(b"x" * (4 << 20))
+    assert path.read_bytes() == b"before"
+    assert os.listdir(small_disk) == ["a.bin"]
+
+
+def test_written_files_follow_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_json(tmp_path / "a.json", {"x": np.float32(0.5), "y": np.arange(2)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o640
+    assert read_json(tmp_path / "a.json") == {"x": 0.5, "y": [0, 1]}
+
+
+def test_bad_json_is_a_sentence(tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(UserError, match=r"a\.json is not valid JSON"):
+        read_json(tmp_path / "a.json")
+
+
+def test_the_second_writer_of_a_folder_is_refused_and_told_who_has_it(tmp_path):
+    code = (
+        "import time\nfrom model_utils.files import FolderLock\n"
+        f"with FolderLock({str(tmp_path)!r}):\n    print('locked', flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        with pytest.raises(UserError, match=f"process {process.pid}"), FolderLock(tmp_path):
+            pass
+        process.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while True:  # the kernel frees a dead owner's lock
+        try:
+            with FolderLock(tmp_path):
+                break
+        except UserError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_images_come_back_as_written(tmp_path, suffix, dtype):
+    rng = np.random.default_rng(0)
+    path = tmp_path / f"Bild ä 图{suffix}"
+    colour = rng.integers(0, np.iinfo(dtype).max, (5, 7, 3)).astype(dtype)
+    write_image(path, colour)
+    np.testing.assert_array_equal(read_image(path), colour)
+    np.testing.assert_array_equal(read_image(path, 0), colour)
+    grey = colour[:, :, 0]
+    write_image(path, grey)
+    np.testing.assert_array_equal(read_image(path, 1), grey)
+    np.testing.assert_array_equal(read_image(path), np.stack([grey] * 3, 2))
+
+
+def test_alpha_is_dropped_unless_asked_for(tmp_path):
+    image = np.random.default_rng(0).integers(0, 255, (4, 4, 4)).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "a.png"), image[:, :, [2, 1, 0, 3]])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), image[:, :, :3])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", 0), image)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n broken", b"text"])
+def test_a_corrupt_image_is_named(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.png is corrupt"):
+        read_image(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"b\.png does not exist"):
+        read_image(tmp_path / "b.png")
+
+
+def test_an_unwritable_target_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"), atomic_path(tmp_path / "file" / "x"):
+        pass
