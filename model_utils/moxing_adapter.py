@@ -327,7 +327,8 @@ def modelarts_job(
         config: any object with the keys above as attributes; those of ``data_path``,
             ``load_path``, ``checkpoint_path`` and ``output_path`` it has are set to local places.
         upload_every_s: seconds between uploads during the run; 0 uploads at the end only.
-        names: where a key is called otherwise, its dotted name: ``{"data_path": "data.root"}``.
+        names: where a key is called otherwise, its dotted name, such as
+            ``{"data_path": "data.root"}``; that one is found without being told.
 
     Yields:
         ``config``.
@@ -357,6 +358,8 @@ class _Keys:
 
     def __init__(self, config: Any, names: Mapping[str, str]) -> None:
         self._config, self._names = config, names
+        if "data_path" not in names and not self.has("data_path") and hasattr(config, "data"):
+            self._names = {**names, "data_path": "data.root"}
 
     def _place(self, key: str) -> tuple[Any, str]:
         *groups, name = self._names.get(key, key).split(".")
@@ -372,7 +375,11 @@ class _Keys:
         return str(getattr(*self._place(key), None) or "")
 
     def set(self, key: str, value: str) -> None:
-        setattr(*self._place(key), value)
+        owner, name = self._place(key)
+        if not hasattr(owner, name):
+            # A new attribute would be read by nobody: the job would run without its input.
+            raise UserError(f"this configuration has no {name} to set; drop the key behind it")
+        setattr(owner, name, value)
 
     def shared(self, key: str, name: str) -> Path:
         """A configured absolute path, else one on the local disk.
@@ -388,8 +395,8 @@ def _inputs(keys: _Keys) -> None:
     if data_url:
         keys.set("data_path", sync_data(data_url, keys.shared("data_path", "data")))
     url = keys.text("checkpoint_url")
-    wanted = [key for key in ("load_path", "checkpoint_path") if keys.has(key)] or ["load_path"]
-    for key in wanted:
+    found = [key for key in ("load_path", "checkpoint_path") if keys.has(key)]
+    for key in found or ["load_path"]:
         source = keys.text(key) if is_remote(keys.text(key)) else url
         if source:
             local = CACHE / "checkpoint_path" / Path(source).name

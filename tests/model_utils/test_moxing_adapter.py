@@ -18,6 +18,7 @@ import pytest
 from model_utils import device_adapter, moxing_adapter
 from model_utils.errors import UserError
 from model_utils.moxing_adapter import modelarts_job, moxing_wrapper, register_backend, sync_data
+from model_utils.task import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = 20
@@ -285,10 +286,28 @@ def test_sdnets_spelling_and_a_remote_checkpoint_path(store):
 
 
 def test_keys_inside_groups(store):
-    settings = config(data_url="store://bucket/data", data=SimpleNamespace(root=""))
-    with modelarts_job(settings, names={"data_path": "data.root"}):
-        assert complete(Path(settings.data.root))
+    settings = config(data_url="store://bucket/data", input=SimpleNamespace(folder=""))
+    with modelarts_job(settings, names={"data_path": "input.folder"}):
+        assert complete(Path(settings.input.folder))
     assert settings.data_path == ""
+
+
+def test_the_networks_own_configuration_is_understood(store, tmp_path):
+    settings = Config(enable_modelarts=True, data_url="store://bucket/data")
+    settings.output_path = "outputs/train"
+    settings.train_url = "store://bucket/out"
+    settings.checkpoint_url = "store://bucket/old.ckpt"
+    (store / "bucket" / "old.ckpt").write_text("weights")
+    with modelarts_job(settings):
+        assert complete(Path(settings.data.root))
+        assert Path(settings.checkpoint_path).read_text() == "weights"
+        assert settings.output_path == str(tmp_path / "cache" / "train")
+
+
+def test_an_input_nobody_would_read_is_refused(store):
+    settings = SimpleNamespace(enable_modelarts=True, data_url="store://bucket/data")
+    with pytest.raises(UserError, match="no data_path to set"), modelarts_job(settings):
+        pass
 
 
 def test_wrapper_passes_results_and_arguments_through(store, tmp_path):
