@@ -166,7 +166,7 @@ class Launcher:
         job = self.job
         if job.cluster and job.server == job.table.servers[0]:
             self._scheduler = self._start_scheduler()
-        shares = core_shares(sorted(os.sched_getaffinity(0)), len(job.ranks))
+        shares = core_shares(available_cores(), len(job.ranks))
         if not shares and not job.standalone:
             say(f"fewer than two cores for each of {len(job.ranks)} ranks: not binding them")
         doing = {"train": "training", "eval": "evaluation"}.get(job.task, job.task)
@@ -315,6 +315,11 @@ def _child_preparation(cores: Sequence[int] | None) -> Callable[[], None]:
             os.sched_setaffinity(0, cores)
 
     return prepare
+
+
+def available_cores() -> list[int]:
+    """Numbers of the cores this process may use; empty where the system does not tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def core_shares(cores: Sequence[int], ranks: int) -> list[list[int]]:

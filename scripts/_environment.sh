@@ -39,6 +39,7 @@ choose_python() {
 # requirements have not changed since.
 prepare_environment() {
   local extra="${1:-}" venv="${VENV:-$root/.venv}" base hash marker what
+  [[ "$venv" = /* ]] || venv="$PWD/$venv"
   what="$root${extra:+[$extra]}"
   hash="$(cat "$root/pyproject.toml" "$root/requirements.txt" | cksum | tr ' ' '-')"
   marker="$venv/.ready-${extra:-base}-$hash"

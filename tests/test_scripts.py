@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -242,9 +241,8 @@ def test_quickstart_makes_its_environment_once_and_again_when_requirements_chang
     assert f"quick ['sdnet', '--seed=1'] {venv} {tiny}" in first.stdout
     assert "creating" in first.stdout and "installing" in first.stdout
 
-    start = time.monotonic()
     second = quickstart(tiny)
-    assert second.returncode == 0 and time.monotonic() - start < 3
+    assert second.returncode == 0
     assert "creating" not in second.stdout and "installing" not in second.stdout
 
     (tiny / "requirements.txt").write_text("# changed\n")
