@@ -138,10 +138,21 @@ class EvaluationSampler:
 
 
 def read_batch(dataset: Dataset, seed: int, pairs: list[tuple[int, int]]) -> tuple[np.ndarray, ...]:
-    """Read and stack samples; each has a random generator of its own (seed, epoch, index)."""
-    samples = [
-        dataset.sample(index, np.random.default_rng((seed, epoch, index))) for epoch, index in pairs
-    ]
+    """Read and stack samples; each has a random generator of its own (seed, epoch, index).
+
+    Raises:
+        UserError: a sample holds NaN or infinite values. MindSpore's ReLU turns NaN into 0 on
+            CPU, so the loss would stay finite while the batch statistics are lost.
+    """
+    samples = []
+    for epoch, index in pairs:
+        sample = dataset.sample(index, np.random.default_rng((seed, epoch, index)))
+        for part in sample:
+            if part.dtype.kind == "f" and not np.isfinite(part).all():
+                raise UserError(
+                    f"{dataset.name(index)} holds NaN or infinite values; repair or remove it"
+                )
+        samples.append(sample)
     return tuple(np.stack(parts) for parts in zip(*samples, strict=True))
 
 

@@ -63,7 +63,7 @@ def guarded(body: Callable[[], int | None]) -> None:
 
 def load_config(task: Task, command: str, argv: Sequence[str] | None = None) -> Any:
     """The task's configuration from its files and a command line."""
-    example = {"export": " --file_format=ONNX", "convert": " --source=reference.pth"}
+    example = {"export": "--file_format=ONNX", "convert": "--source=reference.pth"}
     config = configuration.load(
         task.config_class(),
         sys.argv[1:] if argv is None else argv,
@@ -71,8 +71,8 @@ def load_config(task: Task, command: str, argv: Sequence[str] | None = None) -> 
         folders=task.config_folders(),
         default_file=task.default_config,
         describe=f"{task.title}: python {command}.py [--config_path NAME_OR_FILE] [--key=value ...]"
-        f"\nExample: python {command}.py --config_path {task.default_config}"
-        f"{example.get(command, '')}",
+        f"\nExample: python {command}.py {example.get(command, '--data_path=DATA')}"
+        f"\nDefault configuration: {task.default_config or 'the values below'}",
     )
     config.train.resume |= config.resume
     config.train.overwrite |= config.overwrite

@@ -5,16 +5,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from model_utils.config import group, key
 from model_utils.data import Dataset
 from model_utils.distributed import Ranks
-from model_utils.exporting import ExportInput
 from model_utils.optimizers import OptimizerConfig
 from model_utils.training import Epoch, TrainConfig
+
+if TYPE_CHECKING:
+    from model_utils.exporting import ExportInput
 
 
 @dataclass
@@ -134,8 +136,8 @@ class Task(abc.ABC):
     loss_names: ClassVar[Sequence[str]] = ("loss",)
     """What the train cell returns, in order; the first is minimised."""
     config_class: ClassVar[type[Config]] = Config
-    default_config: ClassVar[str]
-    """Name of the YAML file used without --config_path."""
+    default_config: ClassVar[str | None] = None
+    """Name of the YAML file used without --config_path; None for the built-in values."""
 
     @property
     def folder(self) -> Path:
@@ -222,7 +224,7 @@ class Task(abc.ABC):
     # -- export, conversion, inference --------------------------------------------------------
 
     @abc.abstractmethod
-    def export_inputs(self, config: Any) -> list[ExportInput]:
+    def export_inputs(self, config: Any) -> "list[ExportInput]":
         """Named inputs of the exported network; None stands for a dynamic axis."""
 
     @abc.abstractmethod

@@ -33,9 +33,7 @@ class TrainConfig:
     """Keys of the training loop."""
 
     epochs: float = key(1.0, "passes over the training data", "epochs", minimum=0)
-    batch_size: int = key(
-        8, "samples per step on one device", "batch_size", minimum=1
-    )
+    batch_size: int = key(8, "samples per step on one device", "batch_size", minimum=1)
     accumulate: int = key(1, "batches whose gradients make one update", minimum=1)
     shuffle: bool = key(True, "new order of the samples every epoch")
     resume: bool = key(False, "go on where the run in output_path stopped")
@@ -348,6 +346,12 @@ class Trainer:
             "run": self._fingerprint(),
         }
         arrays = {name: value.asnumpy() for name, value in self.parameters().items()}
+        broken = [name for name, value in arrays.items() if not np.isfinite(value).all()]
+        if broken:
+            raise UserError(
+                f"{broken[0]} is not finite after step {self.done} although the loss was; lower "
+                f"optimizer.lr (the last state in {self.output} is kept)"
+            )
         checkpoints.save(
             self.output / STATE_FILE,
             arrays,
@@ -432,10 +436,9 @@ class Trainer:
         return self.metrics
 
     def _catch_signals(self) -> dict[int, Any]:
+        # While a graph runs the framework turns SIGINT into SIGTERM, so Ctrl-C may arrive as
+        # either; both mean: finish the step, save, stop.
         def remember(number: int, frame: Any) -> None:
-            # A second Ctrl-C must get through even if a step hangs.
-            if self.signal == signal.SIGINT == number:
-                raise KeyboardInterrupt
             self.signal = number
 
         try:
