@@ -341,6 +341,8 @@ def training_curves(
         axes.set_xlabel(x if x in known else "row", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
+        if np.all(axis[present] == np.rint(axis[present])):
+            axes.xaxis.get_major_locator().set_params(integer=True)
     return _save(figure, path)
 
 

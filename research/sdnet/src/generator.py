@@ -5,7 +5,8 @@ and settlements. One map of classes is rendered twice, as Sentinel-2 would show 
 class, texture, illumination) and as Sentinel-1 would (backscatter per class, bright double
 bounce at walls, gamma-distributed speckle), so that the two share structure but not grey values:
 water is dark in both, forest dark in the optical and bright in the SAR image, bare soil the
-reverse, neighbouring crops differ in either image independently.
+reverse, crops have a colour and a backscatter of their own, and some parcels show in one of
+the two images only.
 """
 
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ IMAGE_SIZE = 256
 STRIDE = 128  # neighbouring SEN1-2 patches overlap by half
 SEASONS = ("ROIs1158_spring", "ROIs1868_summer", "ROIs1970_fall", "ROIs2017_winter")
 
-# Equivalent number of looks of Sentinel-1 IW GRD products at 10 m.
-LOOKS = 4.4
+# Equivalent number of looks; below the 4.4 of Sentinel-1 IW GRD, or matching would be too easy.
+LOOKS = 3.0
 
 WATER, GRASS, FOREST, SOIL, ROAD, BUILDING, CROP = range(7)
 CROPS = 6  # kinds of crop, each with a colour and a backscatter of its own
@@ -35,12 +36,12 @@ _COLOURS = np.array(
     ],
     np.float32,
 )  # fmt: skip
-_BACKSCATTER = np.array([14, 58, 104, 42, 22, 118, 0], np.float32)
+_BACKSCATTER = np.array([18, 56, 84, 46, 30, 104, 0], np.float32)
 _CROP_COLOURS = np.array(
     [(74, 112, 54), (168, 156, 96), (120, 96, 70), (98, 132, 70), (140, 134, 76), (62, 88, 50)],
     np.float32,
 )
-_CROP_BACKSCATTER = np.array([88, 40, 62, 34, 76, 52], np.float32)
+_CROP_BACKSCATTER = np.array([74, 44, 60, 40, 68, 52], np.float32)
 
 
 @dataclass(frozen=True)
@@ -244,6 +245,7 @@ def render_optical(land: Landscape, rng: np.random.Generator) -> np.ndarray:
     texture = cv2.GaussianBlur(texture, (0, 0), 0.7) * 1.6 * strength
     texture += land.rows * np.where(crops, 3.0, 0).astype(np.float32)
     patches = (smooth_noise(rng, size, 60, 3) - 0.5) * 22
+    patches += _seen_by_one(rng, size, 13)
     light = _illumination(land.height, azimuth=np.deg2rad(135), strength=26)
     # Forests throw shadows to the north-west side of the sun.
     forest = (land.classes == FOREST).astype(np.float32)
@@ -263,6 +265,7 @@ def render_sar(land: Landscape, rng: np.random.Generator, looks: float = LOOKS) 
     season = rng.normal(0, 6, CROPS).astype(np.float32)
     amplitude[crops] = np.maximum(_CROP_BACKSCATTER + season, 12)[land.crops[crops]]
     amplitude *= 1 + 0.35 * (smooth_noise(rng, size, 70, 3) - 0.5)
+    amplitude *= np.exp(_seen_by_one(rng, size, 0.2))
     relief = _illumination(land.height, azimuth=np.pi, strength=1.0)
     amplitude *= np.clip(1 + 0.5 * relief, 0.4, 2.0)
     # Double bounce between ground and wall: strong and different from house to house.
@@ -276,6 +279,12 @@ def render_sar(land: Landscape, rng: np.random.Generator, looks: float = LOOKS) 
     intensity = cv2.GaussianBlur(amplitude, (0, 0), 0.6) ** 2 * speckle
     image = np.sqrt(cv2.GaussianBlur(intensity, (0, 0), 0.45))
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def _seen_by_one(rng: np.random.Generator, size: int, strength: float) -> np.ndarray:
+    """Parcels that only one sensor tells apart (colour of a crop, moisture of a soil)."""
+    cells, angles = _fields(rng, size)
+    return rng.normal(0, strength, len(angles)).astype(np.float32)[cells]
 
 
 def _illumination(height: np.ndarray, azimuth: float, strength: float) -> np.ndarray:

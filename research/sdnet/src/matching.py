@@ -11,7 +11,7 @@ best (Lowe's ratio test); RANSAC then finds the transformation most of them agre
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -195,6 +195,55 @@ def match_images(
         matches.optical, matches.sar, options.model, options.threshold, options.confidence
     )
     return matches
+
+
+def register_images(
+    optical: np.ndarray,
+    sar: np.ndarray,
+    describe_optical: Descriptor,
+    describe_sar: Descriptor | None = None,
+    options: MatchOptions | None = None,
+    radius: int = 6,
+    rounds: int = 1,
+) -> Matches:
+    """:func:`match_images`, then refined on the SAR image resampled into the optical geometry.
+
+    Resampling removes rotation and scale, which patch descriptors do not tolerate, so that the
+    refinement finds more matches and places them better.
+
+    Args:
+        optical: (H, W) uint8.
+        sar: (H', W') uint8.
+        describe_optical: see :func:`match_images`.
+        describe_sar: see :func:`match_images`.
+        options: of the first stage; model, threshold and keypoints serve the refinement too.
+        radius: search radius of the refinement, pixels, at a step of one pixel.
+        rounds: how often to refine.
+
+    Returns:
+        Matches of the last round in the coordinates of the given images; those of the first
+        stage where it found no transformation or the refinement agrees on fewer matches.
+    """
+    options = options or MatchOptions()
+    best = match_images(optical, sar, describe_optical, describe_sar, options)
+    fine = replace(options, method="search", radius=radius, step=1)
+    for _ in range(rounds):
+        if best.transform is None:
+            break
+        resampled = cv2.warpPerspective(
+            sar,
+            best.transform,
+            (optical.shape[1], optical.shape[0]),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        )
+        found = match_images(optical, resampled, describe_optical, describe_sar, fine)
+        if found.transform is None or found.inlier_count < best.inlier_count:
+            break
+        found.sar = transform_points(best.transform, found.sar)
+        found.transform = best.transform @ found.transform
+        found.transform /= found.transform[2, 2]
+        best = found
+    return best
 
 
 def _keypoints(image: np.ndarray, options: MatchOptions) -> np.ndarray:

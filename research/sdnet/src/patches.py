@@ -10,6 +10,7 @@ Layout (that of the published SDNet, `.npz`, and the same names as HDF5 datasets
 """
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import threading
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -299,9 +301,14 @@ class _NpzSink:
 
 
 class _Hdf5Sink:
+    # HDF5 may crash the process when the disk fills up during a flush, so that is asked before.
+    _RESERVE = 4 << 20
+
     def __init__(self, path: Path, dtype: np.dtype) -> None:
         import h5py
 
+        self._folder = path.parent
+        self._need(0)
         self._file = h5py.File(path, "w")
         self._images = self._file.create_dataset(
             "arr_0",
@@ -312,13 +319,19 @@ class _Hdf5Sink:
         )
 
     def write(self, images: np.ndarray) -> None:
+        self._need(images.nbytes)
         start = len(self._images)
         self._images.resize(start + len(images), axis=0)
         self._images[start:] = images
 
     def finish(self, members: dict[str, np.ndarray]) -> None:
+        self._need(sum(value.nbytes for value in members.values()))
         for name, value in members.items():
             self._file.create_dataset(name, data=value)
+
+    def _need(self, size: int) -> None:
+        if shutil.disk_usage(self._folder).free < size + self._RESERVE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         self._file.close()
@@ -381,7 +394,7 @@ def _open_npz(path: Path) -> PatchArchive:
                 for key in ("arr_1", "names", "sources", "positions")
                 if key in infos
             }
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
         raise UserError(
             f"patch archive {path} is truncated or not an npz file ({error}); copy or prepare it "
             "again"

@@ -272,17 +272,24 @@ def _random_splits(
         scenes.setdefault(pair.scene, []).append(pair)
     names = sorted(scenes)
     order = np.random.default_rng([options.seed, 0]).permutation(len(names))
-    wanted_train = options.train_ratio * len(pairs)
-    wanted_val = wanted_train + options.val_ratio * len(pairs)
-    split: dict[str, list[ImagePair]] = {name: [] for name in SPLITS}
-    done = 0
-    for index in order:
-        members = scenes[names[index]]
-        # A scene goes where its middle falls: the shares are met on average, not only from above.
-        middle = done + len(members) / 2
-        key = "train" if middle <= wanted_train else "val" if middle <= wanted_val else "test"
-        split[key] += members
-        done += len(members)
+    members = [scenes[names[index]] for index in order]
+    sizes = np.array([len(scene) for scene in members])
+    # A scene goes where its middle falls, so the shares are met on average.
+    middles = np.cumsum(sizes) - sizes / 2
+    wanted = options.train_ratio * len(pairs)
+    train_end = int(np.searchsorted(middles, wanted, "right"))
+    val_end = int(np.searchsorted(middles, wanted + options.val_ratio * len(pairs), "right"))
+    # Non-matching pairs need two scenes, so val and test get two each where they are wanted.
+    for_val = 2 * (options.val_ratio > 0)
+    for_test = 2 * (options.train_ratio + options.val_ratio < 1 - 1e-9)
+    if len(names) > for_val + for_test:
+        train_end = min(max(train_end, 1), len(names) - for_val - for_test)
+        val_end = min(max(val_end, train_end + for_val), len(names) - for_test)
+    split = {
+        "train": [pair for scene in members[:train_end] for pair in scene],
+        "val": [pair for scene in members[train_end:val_end] for pair in scene],
+        "test": [pair for scene in members[val_end:] for pair in scene],
+    }
     for name, share in (
         ("train", options.train_ratio),
         ("val", options.val_ratio),
