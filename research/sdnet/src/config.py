@@ -61,12 +61,15 @@ class SDNetInfer(InferConfig):
     optical: str = key("", "optical image", "optical", "opt")
     sar: str = key("", "SAR image", "sar")
     registered: bool = key(True, "the images lie on each other up to search_radius", "registered")
-    search_radius: int = key(8, "pixels of offset to search, registered images", minimum=0)
-    keypoints: int = key(400, "most keypoints per image", minimum=4)
-    ratio: float = key(0.95, "nearest to second nearest distance, unregistered", maximum=1)
+    search_radius: int = key(16, "pixels of offset to search, registered images", minimum=1)
+    step: int = key(2, "pixels between tried SAR positions", minimum=0)
+    keypoints: int = key(300, "most keypoints in the optical image", minimum=4)
+    ratio: float = key(0.97, "largest ratio of best to second best distance", maximum=1)
     ransac: float = key(3.0, "pixels an inlier may be off", minimum=0)
     model: str = key(
-        "affine", "transformation to fit", choices=("translation", "affine", "homography")
+        "similarity",
+        "transformation to fit",
+        choices=("translation", "similarity", "affine", "homography"),
     )
 
 

@@ -184,6 +184,26 @@ class DescriptorOnly(nn.Cell):
         return opt_e, sar_e
 
 
+class OneModality(nn.Cell):
+    """The descriptor of one modality: (N, 1, 64, 64) patches to (N, 128).
+
+    Args:
+        network: the whole network.
+        modality: "opt" or "sar".
+    """
+
+    def __init__(self, network: SDNetNetwork, modality: str) -> None:
+        super().__init__(auto_prefix=False)
+        model = network.model
+        self.features = model.features_opt if modality == "opt" else model.features_sar
+        self.embedding = model.embedding
+
+    def construct(self, patch: Tensor) -> Tensor:
+        """Patches to unit descriptors."""
+        descriptor = self.embedding(self.features(normalize_patch(patch)))
+        return l2_normalize(descriptor.reshape(-1, DESCRIPTOR_SIZE))
+
+
 def initialize(network: SDNetNetwork, seed: int) -> None:
     """Upstream's initial weights: convolutions semi-orthogonal times 0.6, the rest pinned.
 
