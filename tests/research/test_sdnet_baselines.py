@@ -110,9 +110,22 @@ def test_structure_beats_grey_values_on_generated_scenes(scene_archive):
     assert table["correlation"]["auc"] < table["mutual_information"]["auc"] < 0.97
     assert table["orientation_channels"]["auc"] > table["gradient_correlation"]["auc"] > 0.8
     lines = baselines.table_lines(table)
-    assert len(lines) == 6 and f"{table['correlation']['fpr95']:7.4f}" in "\n".join(lines)
+    assert len(lines) == 7 and f"{table['correlation']['fpr95']:7.4f}" in "\n".join(lines)
     order = [line.split()[0] for line in lines[1:]]
     assert order == sorted(table, key=lambda name: table[name]["fpr95"])
+
+
+def test_the_search_finds_the_shift():
+    wide = np.stack([cv2.resize(image, (160, 160)) for image in noise(4)])
+    still = wide[:, 40:104, 40:104]
+    describe = baselines.OrientationMoments()
+    for x, y in ((2, 0), (-1, 2), (-2, -2)):
+        moved = wide[:, 40 - y : 104 - y, 40 - x : 104 - x]
+        plain = baselines.descriptor_distance(describe, still, moved)
+        assert (describe.searched(still, moved) < 0.6 * plain).all()
+        # Out of reach the shift is not found.
+        assert (describe.searched(still, moved, reach=1) > describe.searched(still, moved)).all()
+    assert describe.searched(still, still).max() < 1e-5
 
 
 def test_batches_do_not_change_distances(scene_archive):

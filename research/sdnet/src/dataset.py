@@ -15,7 +15,7 @@ from .preparing import ImagePair, crop, detect_points, map_parallel, progress, r
 
 LOGGER = logging.getLogger(__name__)
 
-Sample = tuple[np.ndarray, np.ndarray, np.int32]
+Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def normalise(patch: np.ndarray, mean: float = 0.5, std: float = 0.5) -> np.ndarray:
@@ -97,7 +97,7 @@ class PatchDataset:
         return (
             normalise(optical, self._mean, self._std)[None],
             normalise(sar, self._mean, self._std)[None],
-            np.int32(self.archive.labels[index]),
+            np.asarray(self.archive.labels[index], np.int32),
         )
 
     def name(self, index: int) -> str:
@@ -232,7 +232,7 @@ class ImagePairDataset:
         return (
             normalise(optical, self._mean, self._std)[None],
             normalise(sar, self._mean, self._std)[None],
-            np.int32(1),
+            np.asarray(1, np.int32),
         )
 
     def _windows(
