@@ -28,7 +28,7 @@ __all__ = ["OPSETS", "convert", "operators", "read_inputs", "supported_operators
 #: ONNX operator set versions that can be written; every operator is tested in the first and last.
 OPSETS = range(17, 21)
 
-_logger = logging.getLogger(__name__)
+log = logging.getLogger("zoo")
 
 
 def convert(
@@ -176,7 +176,7 @@ def _drop_unused(
     graph.initializers = {n: array for n, array in graph.initializers.items() if n in needed}
     unused = [name for name in parameters if name not in needed]
     if unused:
-        _logger.warning(
+        log.warning(
             "%d parameters do not influence the outputs and are left out of the ONNX model: %s",
             len(unused),
             ", ".join(unused),

@@ -4,7 +4,7 @@ A MINDIR file holds one flat list of nodes. Constants are nodes too; an operator
 in a table of primitives to which its nodes refer (``REF::name``). Every output carries its type.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,6 +160,32 @@ def read_inputs(path: PathLike) -> dict[str, TensorType]:
     """
     graph = _parse(path).graph
     return _input_types(graph, f"{graph.name}:")
+
+
+def read_parameters(path: PathLike) -> dict[str, np.ndarray]:
+    """The parameters in a MINDIR file by name.
+
+    Raises:
+        UserError: no such file, not a MINDIR, or parameters stored outside the file.
+    """
+    graph = _parse(path).graph
+    return {
+        parameter.name.removeprefix(f"{graph.name}:"): _parameter(parameter, path)
+        for parameter in graph.parameter
+    }
+
+
+def rename_inputs(model: Any, names: Sequence[str]) -> None:
+    """Give the inputs of a MINDIR protobuf other names; nodes keep reading them."""
+    graph = model.graph
+    renamed = {
+        item.name: f"{graph.name}:{name}" for item, name in zip(graph.input, names, strict=True)
+    }
+    for item in (*graph.input, *graph.output):
+        item.name = renamed.get(item.name, item.name)
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = renamed.get(name, name)
 
 
 def _parse(path: PathLike) -> Any:

@@ -1339,3 +1339,45 @@ class SharedWeights(nn.Cell):
 
 
 add("networks", "shared_weights", SharedWeights, IMAGE, IMAGE, other=(IMAGE2, IMAGE2))
+
+
+# --- not cases: Cells for single tests ---------------------------------------------------------
+
+
+class GammaHead(nn.Cell):
+    """A layer with an operator that has no ONNX form."""
+
+    def construct(self, x):
+        return ops.lgamma(x)
+
+
+class Outer(nn.Cell):
+    """A network with such a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = GammaHead()
+
+    def construct(self, x):
+        return self.head(ops.relu(x)) + 1
+
+
+class ReadsOnlyShape(nn.Cell):
+    """Multiplies by a parameter; another one is part of the graph without any influence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.busy = Parameter(Tensor([3.0], ms.float32), name="busy")
+        self.idle = Parameter(Tensor([3.0, 4.0], ms.float32), name="idle")
+
+    def construct(self, x):
+        return ops.depend(x * self.busy, self.idle * 2)
+
+
+class Branching(nn.Cell):
+    """A branch on the data."""
+
+    def construct(self, x):
+        if x.sum() > 0:
+            return x * 2
+        return x - 1

@@ -1,5 +1,6 @@
 """Every operator of the converter against MindSpore, in fixed and in dynamic shapes."""
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,10 +9,22 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mindspore import nn
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
-from model_utils.mindir2onnx import convert
+from model_utils.errors import UserError
+from model_utils.mindir2onnx import convert, read_inputs, supported_operators
+from model_utils.mindir2onnx.graph import GraphBuilder, Symbol
+from model_utils.mindir2onnx.mindir import read
+from model_utils.mindir2onnx.operators.scalars import floor_divide, floor_modulo
+from tests.model_utils import mindir_cases
 from tests.model_utils.mindir_cases import CASES, Group
+
+#: Plumbing of the file format that the compiler removes from such small networks.
+NEVER_LEFT: set[str] = set()
 
 DTYPES = {"f": ms.float32, "i": ms.int32, "b": ms.bool_}
 
@@ -136,3 +149,223 @@ def test_operator(exported, topic, name, dynamic):
                 np.testing.assert_allclose(
                     result, wanted, rtol=0, atol=tolerance * scale, err_msg=where
                 )
+
+
+# --- completeness ------------------------------------------------------------------------------
+
+
+def test_every_translation_is_exercised(exported):
+    """A translation without a case would be unproven code."""
+    seen = set()
+    for topic, cases in CASES.items():
+        for dynamic in (False, True):
+            if not dynamic or any(case.other for case in cases.values()):
+                seen.update(node.operator for node in read(exported(topic, dynamic).path).nodes)
+    assert set(supported_operators()) - seen == NEVER_LEFT
+
+
+# --- names, parameters, types ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shared_weights(tmp_path_factory):
+    """A MINDIR whose block is called twice, exported with a dynamic batch."""
+    case = CASES["networks"]["shared_weights"]
+    cell = case.build()
+    arrays = case.random_inputs(case.shapes, 0)
+    shapes = [(None, *shape[1:]) for shape in case.shapes]
+    folder = tmp_path_factory.mktemp("shared")
+    return cell, arrays, export_mindir(cell, arrays, shapes, folder / "net.mindir")
+
+
+def test_parameters_keep_names_and_values(shared_weights):
+    cell, _, path = shared_weights
+    model = convert(path)
+    own = {p.name: p.asnumpy() for p in cell.get_parameters() if not p.name.startswith("unused")}
+    stored = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+    assert own.keys() <= stored.keys()
+    for name, value in own.items():
+        np.testing.assert_array_equal(stored[name], value)
+
+
+def test_given_names_and_dynamic_axes(shared_weights):
+    _, arrays, path = shared_weights
+    model = convert(path, input_names=["left", "right"], output_names=["sum"])
+    assert [item.name for item in model.graph.input] == ["left", "right"]
+    assert [item.name for item in model.graph.output] == ["sum"]
+    for item in (*model.graph.input, *model.graph.output):
+        dims = item.type.tensor_type.shape.dim
+        assert dims[0].dim_param and [d.dim_value for d in dims[2:]] == [12, 16]
+    session = session_of(model)
+    three = [np.concatenate([array, array[:1]]) for array in arrays]
+    assert run(session, three)[0].shape == (3, 4, 12, 16)
+
+
+def test_wrong_number_of_names(shared_weights):
+    with pytest.raises(UserError, match=r"1 input names \(left\) were given for 2 inputs"):
+        convert(shared_weights[2], input_names=["left"])
+    with pytest.raises(UserError, match="2 output names"):
+        convert(shared_weights[2], output_names=["a", "b"])
+
+
+def test_inputs_that_share_a_name_with_a_parameter(shared_weights):
+    """A parameter named like an input must not be overwritten by it."""
+    model = convert(shared_weights[2])
+    names = [item.name for item in model.graph.input]
+    assert len(names) == 2 and not set(names) & {item.name for item in model.graph.initializer}
+
+
+def test_parameter_without_influence_is_reported(tmp_path, caplog):
+    """Its shape is read, so it is in the MINDIR, but no output depends on its values."""
+    cell = mindir_cases.ReadsOnlyShape()
+    arrays = [np.ones((2, 3), np.float32)]
+    path = export_mindir(cell, arrays, [(2, 3)], tmp_path / "net.mindir")
+    assert "idle" in read(path).parameters
+    with caplog.at_level(logging.WARNING, logger="zoo"):
+        model = convert(path)
+    assert "idle" in caplog.text
+    assert [item.name for item in model.graph.initializer] == ["busy"]
+    np.testing.assert_array_equal(run(session_of(model), arrays)[0], np.full((2, 3), 3.0))
+
+
+def test_file_is_written_and_identical(shared_weights, tmp_path):
+    target = tmp_path / "deep" / "net.onnx"
+    model = convert(shared_weights[2], target)
+    assert onnx.load(target) == model
+    assert [file.name for file in target.parent.iterdir()] == ["net.onnx"]
+
+
+def test_declared_inputs(shared_weights):
+    declared = read_inputs(shared_weights[2])
+    assert [kind.shape for kind in declared.values()] == [(None, 3, 12, 16)] * 2
+    assert all(kind.dtype == np.float32 for kind in declared.values())
+
+
+def test_convolution_takes_its_bias(shared_weights):
+    """The separate addition of MINDIR disappears into the convolution."""
+    nodes = convert(shared_weights[2]).graph.node
+    assert [len(node.input) for node in nodes if node.op_type == "Conv"] == [3, 3]
+
+
+def test_padded_pool_stays_two_dimensional(tmp_path):
+    """MindSpore turns it into a 3-D pool with positions, which is slower everywhere."""
+    case = CASES["pooling"]["max_pool_padded"]
+    arrays = case.random_inputs(case.shapes, 0)
+    path = export_mindir(case.build(), arrays, case.shapes, tmp_path / "net.mindir")
+    nodes = [node.op_type for node in convert(path).graph.node]
+    assert nodes == ["MaxPool", "Identity"]
+
+
+def test_same_model_from_the_same_file(shared_weights):
+    assert convert(shared_weights[2]) == convert(shared_weights[2])
+
+
+# --- refusals ----------------------------------------------------------------------------------
+
+
+def test_unsupported_operator_is_named_with_its_layer(tmp_path):
+    cell = mindir_cases.Outer()
+    arrays = [np.ones((2, 3), np.float32)]
+    path = export_mindir(cell, arrays, [(2, 3)], tmp_path / "net.mindir")
+    target = tmp_path / "net.onnx"
+    with pytest.raises(UserError, match=r"operator Lgamma of layer Default/head-GammaHead/Lgamma"):
+        convert(path, target)
+    assert not target.exists()
+
+
+def test_unsupported_setting_is_named_with_its_layer(exported, tmp_path):
+    path = exported("volume_sampling", False).path
+    with pytest.raises(UserError, match=r"GridSampler3D of layer .*from opset 20 on"):
+        convert(path, opset=17)
+
+
+def test_training_mode_is_refused(tmp_path):
+    cell = nn.BatchNorm2d(3)
+    cell.set_train(True)
+    image = ms.Tensor(np.ones((2, 3, 4, 4), np.float32))
+    path = tmp_path / "net.mindir"
+    # ms.export itself switches to evaluation; a layer that ignores that is the remaining way.
+    cell.use_batch_statistics = True
+    ms.export(cell, image, file_name=str(path), file_format="MINDIR")
+    with pytest.raises(UserError, match="BatchNorm of layer .*training mode"):
+        convert(path)
+
+
+def test_control_flow_is_refused(tmp_path):
+    case = mindir_cases.Branching()
+    path = export_mindir(case, [np.ones((2, 3), np.float32)], [(2, 3)], tmp_path / "net.mindir")
+    with pytest.raises(UserError, match=r"net\.mindir holds data-dependent control flow"):
+        convert(path)
+
+
+def test_opset_out_of_range(shared_weights):
+    with pytest.raises(UserError, match="opset 11 is not one of 17 to 20"):
+        convert(shared_weights[2], opset=11)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a protobuf at all", b"\x08\x01"])
+def test_not_a_mindir(tmp_path, content):
+    path = tmp_path / "net.mindir"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"net\.mindir .*export it again"):
+        convert(path)
+
+
+def test_truncated_mindir(shared_weights, tmp_path):
+    data = shared_weights[2].read_bytes()
+    path = tmp_path / "net.mindir"
+    path.write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(UserError, match="truncated"):
+        convert(path)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UserError, match="MINDIR file .*absent.mindir does not exist"):
+        convert(tmp_path / "absent.mindir")
+
+
+# --- the shape arithmetic ----------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(-40, 40), st.integers(-9, 9).filter(bool))
+def test_floor_division_and_remainder_of_integers(a, b):
+    """ONNX rounds integer quotients towards zero; Python and MindSpore towards minus infinity."""
+    graph = GraphBuilder(17)
+    x, y = Symbol("x", np.dtype(np.int64), ()), Symbol("y", np.dtype(np.int64), ())
+    outputs = [floor_divide(graph, x, y), floor_modulo(graph, x, y)]
+    proto = helper.make_graph(
+        graph.nodes,
+        "division",
+        [helper.make_tensor_value_info(n, onnx.TensorProto.INT64, []) for n in "xy"],
+        [helper.make_tensor_value_info(o.name, onnx.TensorProto.INT64, []) for o in outputs],
+    )
+    model = helper.make_model(proto, opset_imports=[helper.make_opsetid("", 17)])
+    found = ReferenceEvaluator(model).run(None, {"x": np.int64(a), "y": np.int64(b)})
+    assert [int(n) for n in found] == [a // b, a % b]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 12),
+    st.tuples(st.integers(-14, 14), st.integers(-14, 14), st.sampled_from([-3, -1, 1, 2])),
+)
+def test_slice_lengths_follow_python(length, bounds):
+    start, end, step = bounds
+    graph = GraphBuilder(17)
+    x = Symbol("x", np.dtype(np.float32), (length,))
+    result = graph.slice(x, [start], [end], [0], [step])
+    assert result.shape == (len(range(length)[start:end:step]),)
+
+
+def test_known_lengths_need_no_nodes():
+    graph = GraphBuilder(17)
+    x = Symbol("x", np.dtype(np.float32), (2, None, 5))
+    assert graph.length(x, -1) == 5
+    assert graph.product_of(graph.length(x, 0), 3) == 6
+    assert not graph.nodes
+    dynamic = graph.sum_of(graph.length(x, 1), 1)
+    assert isinstance(dynamic, Symbol)
+    assert [node.op_type for node in graph.nodes] == ["Shape", "Gather", "Add"]
+    graph.length(x, 1)
+    assert len(graph.nodes) == 3
