@@ -1,6 +1,7 @@
 """Patch archives, patch preparation, data sets and the generated scenes."""
 
 import json
+import logging
 import os
 import pickle
 import subprocess
@@ -30,6 +31,16 @@ from research.sdnet.src.patches import PatchWriter, find_archive, open_patches
 from research.sdnet.src.preparing import PrepareOptions, list_pairs, prepare
 
 SDNET = Path(patches.__file__).parents[1]
+
+
+@pytest.fixture
+def zoo_log(caplog):
+    """What the library says, even after another test turned propagation off."""
+    logger = logging.getLogger("zoo")
+    logger.addHandler(caplog.handler)
+    caplog.set_level(logging.INFO, "zoo")
+    yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 def rows(count, seed=0):
@@ -88,12 +99,12 @@ def test_fortran_order_is_read_correctly(tmp_path):
     np.testing.assert_array_equal(open_patches(tmp_path / "f.npz").pair(5)[0], images[5, :, :64])
 
 
-def test_compressed_archives_are_loaded_and_say_so(tmp_path, caplog):
+def test_compressed_archives_are_loaded_and_say_so(tmp_path, zoo_log):
     images = rows(9)
     np.savez_compressed(tmp_path / "c.npz", images, labels_of(9))
     archive = open_patches(tmp_path / "c.npz")
     assert archive.in_memory
-    assert "compressed" in caplog.text and "--convert" in caplog.text
+    assert "compressed" in zoo_log.text and "convert(" in zoo_log.text
     np.testing.assert_array_equal(archive.pair(8)[0], images[8, :, :64])
     assert preparing.convert(tmp_path / "c.npz", tmp_path / "d.h5") == 9
     converted = open_patches(tmp_path / "d.h5")
@@ -555,12 +566,12 @@ def test_list_files_and_layout_errors(scenes, tmp_path):
         list_pairs(tmp_path / "nowhere")
 
 
-def test_partnerless_images_are_reported(scenes, tmp_path, caplog):
+def test_partnerless_images_are_reported(tmp_path, zoo_log):
     write_image(tmp_path / "opt/a.png", np.zeros((80, 80), np.uint8))
     write_image(tmp_path / "opt/b.png", np.zeros((80, 80), np.uint8))
     write_image(tmp_path / "sar/b.png", np.zeros((80, 80), np.uint8))
     assert [pair.name for pair in list_pairs(tmp_path)] == ["b"]
-    assert "1 images have no partner" in caplog.text
+    assert "1 images have no partner" in zoo_log.text
     with pytest.raises(UserError, match="no keypoint"):
         prepare(list_pairs(tmp_path), tmp_path / "out", options(train_ratio=1.0))
 
@@ -614,25 +625,25 @@ def test_random_splits_meet_the_ratio_and_keep_scenes_together(count, ratio, see
     assert not {p.scene for p in split["train"]} & {p.scene for p in split["test"]}
 
 
-def test_the_command_prepares_converts_and_explains(scenes, tmp_path):
+def test_the_command_prepares_and_explains(scenes, tmp_path):
     def run(*arguments):
         return subprocess.run(
-            [sys.executable, SDNET / "prepare_data.py", *map(str, arguments)],
+            [sys.executable, SDNET / "prepare_data.py", *arguments],
             capture_output=True, text=True, check=False, cwd=tmp_path,
         )  # fmt: skip
 
-    done = run("--root", scenes, "--out", "prepared", "--per_image", 2)
+    done = run(f"--data_path={scenes}", f"--output_path={tmp_path}/out", "--prepare.per_image=2")
     assert done.returncode == 0, done.stderr
-    archive = open_patches(tmp_path / "prepared/test.npz")
+    archive = open_patches(tmp_path / "out/test.npz")
     assert archive.labels.mean() == 0.5
-    done = run("--convert", "prepared/test.npz", "--out", "test.h5")
-    assert done.returncode == 0, done.stderr
+    assert preparing.convert(archive.path, tmp_path / "test.h5") == len(archive)
     converted = open_patches(tmp_path / "test.h5")
     assert converted.name(3) == archive.name(3)
     np.testing.assert_array_equal(converted.pair(3)[0], archive.pair(3)[0])
-    failed = run("--root", tmp_path / "prepared", "--out", "x")
-    assert failed.returncode == 2
-    assert failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1
+    with pytest.raises(UserError, match="into itself"):
+        preparing.convert(archive.path, archive.path)
+    failed = run(f"--data_path={tmp_path}/out", f"--output_path={tmp_path}/x")
+    assert failed.returncode == 2 and "neither SEN1-2" in failed.stderr
 
 
 # ---------------------------------------------------------------------------------------------

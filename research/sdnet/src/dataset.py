@@ -13,7 +13,7 @@ from model_utils.errors import UserError
 from .patches import PATCH_SIZE, PatchArchive, open_patches
 from .preparing import ImagePair, crop, detect_points, map_parallel, progress, read_pair
 
-LOGGER = logging.getLogger(__name__)
+log = logging.getLogger("zoo")
 
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -194,7 +194,7 @@ class ImagePairDataset:
             except UserError as error:
                 if on_error == "stop":
                     raise
-                LOGGER.warning("skipped: %s", error)
+                log.warning("skipped: %s", error)
                 return None
             points = np.empty((0, 2), np.int32)
             if centres == "sift":

@@ -29,7 +29,7 @@ import numpy as np
 from model_utils.errors import UserError
 from model_utils.files import PathLike, atomic_path, require_file, require_folder
 
-LOGGER = logging.getLogger(__name__)
+log = logging.getLogger("zoo")
 
 PATCH_SIZE = 64
 ROW_SHAPE = (PATCH_SIZE, 2 * PATCH_SIZE)
@@ -435,10 +435,10 @@ def _map_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> 
             "the archive is damaged, prepare it again"
         )
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 0x1:
-        LOGGER.warning(
-            "%s is compressed: all %d patches (%.1f GB) are loaded into memory; "
-            "to read it from the disk instead, convert it once: "
-            "python prepare_data.py --convert %s --out NEW.h5",
+        log.warning(
+            "%s is compressed: all %d patches (%.1f GB) are loaded into memory; to read it from "
+            "the disk instead, convert it once in Python with "
+            "research.sdnet.src.preparing.convert('%s', 'NEW.h5')",
             path, shape[0], info.file_size / 1e9, path,
         )  # fmt: skip
         return _load_member(path, archive, info)

@@ -10,7 +10,6 @@ patches overlap by half (Schmitt, Hughes, Zhu 2018).
 import logging
 import os
 import re
-import sys
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,10 +23,11 @@ import numpy as np
 
 from model_utils.errors import UserError
 from model_utils.files import FolderLock, read_image, require_file, require_folder, write_json
+from model_utils.logs import Progress
 
 from .patches import PATCH_SIZE, ROW_SHAPE, SUFFIXES, PatchWriter, open_patches
 
-LOGGER = logging.getLogger(__name__)
+log = logging.getLogger("zoo")
 
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
@@ -235,7 +235,7 @@ def _sen12_pairs(root: Path) -> list[ImagePair]:
 
 def _report_single(names: Sequence[str], where: str) -> None:
     if names:
-        LOGGER.warning(
+        log.warning(
             "%s: %d images have no partner and are left out, e.g. %s",
             where, len(names), ", ".join(names[:3]),
         )  # fmt: skip
@@ -330,7 +330,7 @@ def _listed_splits(pairs: Sequence[ImagePair], folder: Path) -> dict[str, list[I
     if not where:
         raise UserError(f"{folder} holds no train.txt, val.txt or test.txt with image names")
     if len(where) < len(known):
-        LOGGER.info("%d image pairs are in no list and are left out", len(known) - len(where))
+        log.info("%d image pairs are in no list and are left out", len(known) - len(where))
     return split
 
 
@@ -504,14 +504,14 @@ def prepare(pairs: Sequence[ImagePair], out: str | Path, options: PrepareOptions
             summary, skipped = _prepare_split(name, split[name], path, options, generator)
             manifest["splits"][name] = summary
             manifest["skipped"] += skipped
-            LOGGER.info(
+            log.info(
                 "%s: %d matching and %d non-matching patches of %d images in %d scenes -> %s",
                 name, summary["matching"], summary["non_matching"], summary["images"],
                 len(summary["scenes"]), path,
             )  # fmt: skip
         write_json(folder / MANIFEST, manifest)
     if manifest["skipped"]:
-        LOGGER.warning("%d image pairs were skipped, listed in %s", len(manifest["skipped"]),
+        log.warning("%d image pairs were skipped, listed in %s", len(manifest["skipped"]),
                        folder / MANIFEST)  # fmt: skip
     return manifest
 
@@ -532,7 +532,7 @@ def _prepare_split(
         except UserError as error:
             if options.on_error == "stop":
                 raise UserError(f"{error} (or set on_error to skip)") from error
-            LOGGER.warning("skipped: %s", error)
+            log.warning("skipped: %s", error)
             skipped.append({"pair": pair.name, "reason": str(error)})
             return None
 
@@ -681,15 +681,11 @@ def map_parallel(
 
 
 def progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """``items`` with a bar on a terminal, else with a log line at every tenth."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        yield from tqdm(items, total=total, desc=what)
-        return
-    shown = 0
-    for done, item in enumerate(items, 1):
-        yield item
-        if done * 10 // max(total, 1) > shown:
-            shown = done * 10 // total
-            LOGGER.info("%s: %d of %d", what, done, total)
+    """``items`` with a bar on a terminal, else with a log line now and then."""
+    bar = Progress(total, what, unit="image")
+    try:
+        for item in items:
+            yield item
+            bar.advance()
+    finally:
+        bar.close()
