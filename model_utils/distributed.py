@@ -145,9 +145,15 @@ class SyncBatchNorm(nn.Cell):
         """Normalise (N, C, ...) over all axes but C and over all ranks."""
         shape = (1, -1) + (1,) * (x.ndim - 2)
         if not self.training:
-            scale = self.gamma / ops.sqrt(self.moving_variance + self.eps)
-            shift = self.beta - self.moving_mean * scale
-            return x * scale.reshape(shape) + shift.reshape(shape)
+            return ops.batch_norm(
+                x,
+                self.moving_mean,
+                self.moving_variance,
+                self.gamma,
+                self.beta,
+                training=False,
+                eps=self.eps,
+            )
         axes = (0,) + tuple(range(2, x.ndim))
         count = x.size // x.shape[1] * self.size
         # Two passes: the variance as mean of squares minus squared mean loses digits in float32.

@@ -1,4 +1,4 @@
-"""The five commands behind every network's scripts: train, eval, export, infer, convert."""
+"""The commands behind every network's scripts."""
 
 import logging
 import sys
@@ -43,6 +43,16 @@ def infer(task: Task, argv: Sequence[str] | None = None) -> None:
 def convert(task: Task, argv: Sequence[str] | None = None) -> None:
     """``python convert.py``: take over weights trained elsewhere."""
     _command(task, "convert", _convert, argv)
+
+
+def prepare(task: Task, argv: Sequence[str] | None = None) -> None:
+    """``python prepare_data.py``: bring a public data set into the form that training reads."""
+    _command(task, "prepare", _prepare, argv)
+
+
+def generate(task: Task, argv: Sequence[str] | None = None) -> None:
+    """``python generate_data.py``: write a small data set in the public one's format."""
+    _command(task, "generate", _generate, argv)
 
 
 def guarded(body: Callable[[], int | None]) -> None:
@@ -180,20 +190,13 @@ def _export(task: Task, config: Any, output: Path) -> None:
     name = config.export.file_name or task.title
     # A bare name goes to the output folder, as in ModelZoo on ModelArts; a path is a path.
     target = Path(name) if "/" in name else output / name
-    report = write(
+    write(
         cell,
         task.export_inputs(config),
         target,
         config.export.file_format,
         output_names=output_names,
         tolerance=config.export.tolerance,
-    )
-    log.info(
-        "%s: %d bytes, largest difference from the checkpoint %.2e over inputs %s",
-        report.path,
-        report.bytes,
-        report.max_difference,
-        report.checked_shapes,
     )
 
 
@@ -207,3 +210,12 @@ def _convert(task: Task, config: Any, output: Path) -> None:
 
     runtime.start("CPU", config.seed)
     run(task, config)
+
+
+def _prepare(task: Task, config: Any, output: Path) -> None:
+    task.prepare(config, output)
+
+
+def _generate(task: Task, config: Any, output: Path) -> None:
+    task.generate(output, config.seed)
+    log.info("generated data in %s", output)

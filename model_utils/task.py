@@ -1,6 +1,7 @@
 """How a network describes itself to the engine; see docs/architecture.md."""
 
 import abc
+import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 from model_utils.config import group, key
 from model_utils.data import Dataset
 from model_utils.distributed import Ranks
+from model_utils.errors import UserError
 from model_utils.optimizers import OptimizerConfig
 from model_utils.training import Epoch, TrainConfig
 
@@ -124,6 +126,23 @@ class Config:
 
     # Keys of other implementations that mean nothing here: name -> why.
     LEGACY: ClassVar[Mapping[str, str]] = {}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a quick start.
+
+    Attributes:
+        title: what it does, for the log and the page.
+        script: file in the network's folder.
+        arguments: its command line.
+        results: folder it writes, shown on the page; empty for none.
+    """
+
+    title: str
+    script: str
+    arguments: tuple[str, ...]
+    results: str = ""
 
 
 class Task(abc.ABC):
@@ -243,8 +262,41 @@ class Task(abc.ABC):
     def infer(self, config: Any, output: Path) -> None:
         """Run the network on the user's own inputs and write results and pictures."""
 
+    def prepare(self, config: Any, output: Path) -> None:
+        """prepare_data.py: bring a public data set into the form that training reads."""
+        raise UserError(f"{self.title} reads its public data as it is; there is nothing to prepare")
+
     # -- generated data -----------------------------------------------------------------------
 
     @abc.abstractmethod
     def generate(self, folder: Path, seed: int) -> None:
         """Write a small data set in the true on-disk format of the public one."""
+
+    @abc.abstractmethod
+    def quickstart(self, folder: Path) -> list[Step]:
+        """The commands that scripts/quickstart.sh runs, results below ``folder``."""
+
+
+def known_networks() -> list[str]:
+    """Folders of research/ that hold a network."""
+    research = Path(__file__).resolve().parents[1] / "research"
+    return sorted(path.parents[1].name for path in research.glob("*/src/task.py"))
+
+
+def find_task(network: str) -> Task:
+    """The task of a network by its folder's name.
+
+    Raises:
+        UserError: there is no such network.
+    """
+    if network not in known_networks():
+        raise UserError(f"there is no network '{network}'; known: {', '.join(known_networks())}")
+    module = importlib.import_module(f"research.{network}.src.task")
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, Task)
+        and value.__module__ == module.__name__
+    ]
+    return found[0]()

@@ -131,3 +131,6 @@ class ToyTask(Task):
 
     def generate(self, folder, seed):
         raise NotImplementedError
+
+    def quickstart(self, folder):
+        raise NotImplementedError

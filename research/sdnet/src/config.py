@@ -7,6 +7,8 @@ from typing import ClassVar
 from model_utils.config import group, key
 from model_utils.task import Config, DataConfig, InferConfig
 
+from .preparing import PrepareOptions
+
 
 @dataclass
 class AugmentConfig:
@@ -29,6 +31,8 @@ class SDNetData(DataConfig):
     images: str = key("", "registered images to cut training windows from, instead of an archive")
     optical: str = key("", "sub-folder of the optical images; empty is opt, or SEN1-2's folders")
     sar: str = key("", "sub-folder of the SAR images; empty is sar, or SEN1-2's folders")
+    pair_list: str = key("", "text file naming image pairs: optical, SAR and optionally a scene")
+    scene_pattern: str = key("", "regular expression that finds the scene in an image's name")
     windows: int = key(20000, "windows per epoch cut from images", minimum=1)
     centres: str = key("sift", "where windows lie", choices=("sift", "any"))
     detect: str = key("both", "image whose keypoints count", choices=("opt", "sar", "both"))
@@ -88,6 +92,7 @@ class SDNetConfig(Config):
     loss: LossConfig = group(LossConfig)
     infer: SDNetInfer = group(SDNetInfer)
     outputs: ExportKeys = group(ExportKeys)
+    prepare: PrepareOptions = group(PrepareOptions)
     dropout: float = key(0.3, "before the last convolution", minimum=0, maximum=0.99)
 
     LEGACY: ClassVar[Mapping[str, str]] = {

@@ -15,7 +15,7 @@ from model_utils.exporting import ExportInput
 from model_utils.files import require_folder
 from model_utils.logs import Progress
 from model_utils.metrics.ranking import ranking_metrics
-from model_utils.task import Task
+from model_utils.task import Step, Task
 from model_utils.training import Epoch
 
 from .config import SDNetConfig
@@ -24,7 +24,7 @@ from .losses import SDNetLoss, SDNetTrainCell
 from .metrics import accuracy_line, descriptor_distances, epoch_line
 from .network import DescriptorOnly, SDNetNetwork
 from .patches import PATCH_SIZE, SUFFIXES
-from .preparing import PrepareOptions, list_pairs, split_pairs
+from .preparing import PrepareOptions, list_pairs, prepare, split_pairs
 
 log = logging.getLogger("zoo")
 OUTPUTS = ["opt_e", "sar_e", "opt_lower_nor", "sar_lower_nor", "opt_recon", "sar_recon"]
@@ -204,8 +204,76 @@ class SDNetTask(Task):
 
         SDNet.run(config, output)
 
+    def prepare(self, config: SDNetConfig, output: Path) -> None:
+        """Cut patch archives out of registered images."""
+        keys = config.data
+        pairs = list_pairs(keys.root, keys.optical, keys.sar, keys.pair_list, keys.scene_pattern)
+        prepare(pairs, output, config.prepare)
+
     def generate(self, folder: Path, seed: int) -> None:
         """A small SEN1-2."""
         from .generator import generate
 
         generate(folder, seed=seed)
+
+    def quickstart(self, folder: Path) -> list[Step]:
+        """A small SEN1-2, its patches, a short training, everything that follows."""
+        data, best = folder / "sen1-2", folder / "train" / "best.ckpt"
+        patches = f"--data_path={folder / 'patches'}"
+        weights = f"--checkpoint_path={best}"
+        example = "ROIs1158_spring/{0}_0/ROIs1158_spring_{0}_0_p0.png"
+        return [
+            Step("generate SEN1-2 images", "generate_data.py", (f"--output_path={data}",)),
+            Step(
+                "cut patches around SIFT keypoints",
+                "prepare_data.py",
+                (
+                    "--config_path=quickstart",
+                    f"--data_path={data}",
+                    f"--output_path={folder / 'patches'}",
+                ),
+            ),
+            Step(
+                "train",
+                "train.py",
+                (
+                    "--config_path=quickstart",
+                    patches,
+                    f"--output_path={folder / 'train'}",
+                    "--resume",
+                ),
+                "train",
+            ),
+            Step(
+                "evaluate",
+                "eval.py",
+                ("--config_path=quickstart", patches, weights, f"--output_path={folder / 'eval'}"),
+                "eval",
+            ),
+            Step(
+                "export to MINDIR",
+                "export.py",
+                (weights, "--file_format=MINDIR", f"--output_path={folder / 'export'}"),
+            ),
+            Step(
+                "export to ONNX, any batch size",
+                "export.py",
+                (
+                    weights,
+                    "--file_format=ONNX",
+                    "--batch_size=0",
+                    f"--output_path={folder / 'export'}",
+                ),
+            ),
+            Step(
+                "match two images",
+                "infer.py",
+                (
+                    weights,
+                    f"--optical={data / example.format('s2')}",
+                    f"--sar={data / example.format('s1')}",
+                    f"--output_path={folder / 'infer'}",
+                ),
+                "infer",
+            ),
+        ]
