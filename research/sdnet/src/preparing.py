@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 
+from model_utils.config import key
 from model_utils.errors import UserError
 from model_utils.files import FolderLock, read_image, require_file, require_folder, write_json
 from model_utils.logs import Progress
@@ -56,38 +57,29 @@ class ImagePair:
 
 @dataclass
 class PrepareOptions:
-    """How patches are cut; the defaults follow the published figures of SDNet.
+    """How patches are cut; the defaults follow the published figures of SDNet."""
 
-    Attributes:
-        per_image: most patches per image pair.
-        train_per_image: the same for the training split; 0 = ``per_image``.
-        min_distance: smallest distance between two keypoints of an image, in pixels.
-        detect: image in which SIFT looks for keypoints: "opt", "sar" or "both".
-        train_ratio, val_ratio: shares of the image pairs; the rest is for testing. Unused with
-            ``splits``.
-        splits: folder with train.txt, val.txt, test.txt (image names, one per line) that
-            decide the split instead of the ratios; "" = split by the ratios.
-        test_negative_ratio: non-matching rows per matching row in val and test.
-        limit: use at most this many image pairs of each split; 0 = all.
-        seed: decides splits, order and non-matching partners.
-        suffix: ".npz" or ".h5", format of the archives.
-        on_error: "stop" at an unreadable image, or "skip" it (counted and listed).
-        workers: threads; 0 = one per core, at most 8.
-    """
-
-    per_image: int = 3
-    train_per_image: int = 0
-    min_distance: int = 32
-    detect: str = "opt"
-    train_ratio: float = 0.7
-    val_ratio: float = 0.0
-    splits: str = ""
-    test_negative_ratio: float = 1.0
-    limit: int = 0
-    seed: int = 0
-    suffix: str = ".npz"
-    on_error: str = "stop"
-    workers: int = 0
+    per_image: int = key(3, "most patches per image pair", "per_image")
+    train_per_image: int = key(0, "the same for the training split; 0: per_image")
+    min_distance: int = key(
+        32, "smallest distance between two keypoints of an image, pixels", "min_distance"
+    )
+    detect: str = key(
+        "opt", "image in which SIFT looks for keypoints", "detect", choices=("opt", "sar", "both")
+    )
+    train_ratio: float = key(0.7, "share of image pairs for training", "train_ratio")
+    val_ratio: float = key(0.0, "share for validation; the rest is for testing", "val_ratio")
+    splits: str = key(
+        "", "folder with train.txt, val.txt, test.txt (image names) instead of the ratios", "splits"
+    )
+    test_negative_ratio: float = key(
+        1.0, "non-matching rows per matching row of val and test", "test_negative_ratio"
+    )
+    limit: int = key(0, "use at most this many image pairs of each split; 0: all", "limit")
+    seed: int = key(0, "decides splits, order and non-matching partners")
+    suffix: str = key(".npz", "format of the archives", choices=SUFFIXES)
+    on_error: str = key("stop", "at an unreadable image", "on_error", choices=("stop", "skip"))
+    workers: int = key(0, "threads; 0: one per core, at most 8")
 
     def check(self) -> None:
         """Raise a UserError for a value out of range."""
@@ -104,9 +96,9 @@ class PrepareOptions:
             (self.suffix in SUFFIXES, "suffix", f"one of {', '.join(SUFFIXES)}"),
             (self.on_error in ("stop", "skip"), "on_error", "stop or skip"),
         )
-        for valid, key, allowed in rules:
+        for valid, name, allowed in rules:
             if not valid:
-                raise UserError(f"{key} is {getattr(self, key)!r}; it must be {allowed}")
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be {allowed}")
 
 
 # ---------------------------------------------------------------------------------------------
