@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import logging
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -352,16 +353,20 @@ def _network_key(cell: Any, inputs: "Sequence[ExportInput]") -> str:
     digest = hashlib.sha256(f"{_CACHE_VERSION} {ms.__version__}".encode())
     for item in inputs:
         digest.update(f"{item.name} {item.shape} {item.dtype}".encode())
-    seen: set[type] = set()
+    modules: set[str] = set()
     for name, member in cell.cells_and_names():
         kind = type(member)
         digest.update(f"{name} {kind.__module__}.{kind.__qualname__}".encode())
-        if kind not in seen and not kind.__module__.startswith("mindspore."):
-            digest.update(inspect.getsource(kind).encode())
-        seen.add(kind)
+        modules.add(kind.__module__)
         for key, value in sorted(vars(member).items()):
             if not key.startswith("_") and key not in _COMPILER_STATE:
                 digest.update(f"{key}={_setting(value)}".encode())
+            if inspect.isfunction(value):
+                modules.add(value.__module__)
+    for name in sorted(modules):
+        # Whole files: layers also call functions that are defined beside them.
+        if not name.startswith("mindspore."):
+            digest.update(inspect.getsource(sys.modules[name]).encode())
     for parameter in cell.get_parameters():
         digest.update(f"{parameter.name} {parameter.shape} {parameter.dtype}".encode())
         digest.update(np.ascontiguousarray(parameter.asnumpy()).tobytes())
@@ -378,6 +383,8 @@ def _setting(value: Any) -> str:
         return ", ".join(_setting(item) for item in value)
     if isinstance(value, ms.Tensor):
         return hashlib.sha256(value.asnumpy().tobytes()).hexdigest()
+    if inspect.isfunction(value):
+        return value.__qualname__
     return str(value) if isinstance(value, ms.ops.Primitive) else ""
 
 

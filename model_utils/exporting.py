@@ -303,9 +303,7 @@ def _account_for_parameters(cell: Any, path: Path, kind: str) -> tuple[int, tupl
         if name not in own:
             raise UserError(f"the exported file holds a parameter {name} the network does not have")
         if not np.array_equal(own[name].asnumpy(), array, equal_nan=array.dtype.kind == "f"):
-            raise UserError(
-                f"parameter {name} was changed by the export; this is a defect, report it"
-            )
+            raise UserError(f"the export changed parameter {name}; this is a defect, report it")
     unused = tuple(n for n in own if n not in stored and not n.endswith(TRANSIENT))
     return sum(array.size for array in stored.values()), unused
 

@@ -733,7 +733,8 @@ def gated(x):
 
 @case("arithmetic", FEATURES, (8, 1, 1), other=(FEATURES2, (8, 1, 1)))
 def binary(x, y):
-    return x + y, x - y, x * y, x / (ops.abs(y) + 1), ops.maximum(x, y), ops.minimum(x, y)
+    quotients = x / (ops.abs(y) + 1), ops.RealDiv()(x, y * y + 1)
+    return (x + y, x - y, x * y, ops.maximum(x, y), ops.minimum(x, y), *quotients)
 
 
 @case("arithmetic", FEATURES, other=FEATURES2)
@@ -844,7 +845,8 @@ def similarities(x, y):
 def scalar_arithmetic(x):
     rows, columns = x.shape
     half = int(rows / 2)
-    return x * (-rows), x + columns % 4, x[half:], x[: rows - 1] * (columns * 0.5)
+    sliced = x[half:], x[: rows - 1] * (columns * 0.5)
+    return (x * (-rows), x + columns % 4, x * (rows / 2), ops.dyn_shape(x), *sliced)
 
 
 @case("arithmetic", FEATURES, FEATURES, other=(FEATURES2, FEATURES2))
@@ -867,7 +869,7 @@ def means(x):
 
 @case("reduction", FEATURES, other=FEATURES2)
 def extremes(x):
-    return ops.amax(x, 1), ops.amin(x, (2, 3), keepdims=True), x.max(), x.min(axis=2)
+    return ops.amax(x, 1), ops.amin(x, (2, 3), keepdims=True), x.max(), x.min(axis=2), x.min()
 
 
 @case("reduction", FEATURES, other=FEATURES2, kinds="tied")
@@ -1381,3 +1383,41 @@ class Branching(nn.Cell):
         if x.sum() > 0:
             return x * 2
         return x - 1
+
+
+class SmallNetwork(nn.Cell):
+    """Convolution, normalisation, dropout, resizing to the input's size; two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, stride=2, pad_mode="pad", padding=1, has_bias=True)
+        self.norm = nn.BatchNorm2d(6)
+        rng = np.random.default_rng(2)
+        for parameter in self.norm.get_parameters():
+            parameter.set_data(Tensor(rng.random(6).astype(np.float32) * 0.1 + 0.02))
+        self.drop = nn.Dropout(p=0.5)
+        self.head = nn.Conv2d(6, 4, 1, has_bias=True)
+        self.spare = nn.Dense(2, 3)
+        self.resize = ops.ResizeBilinearV2(False, True)
+        self.shape = ops.Shape()
+
+    def construct(self, image):
+        features = self.drop(ops.relu(self.norm(self.conv(image))))
+        logits = self.resize(self.head(features), self.shape(image)[2:])
+        return ops.softmax(logits, 1), features.mean((2, 3))
+
+
+class Lookup(nn.Cell):
+    """Rows of a table by index, and where their largest element is."""
+
+    def construct(self, table, index):
+        rows = ops.gather(table, index, 0)
+        return rows, rows.argmax(1)
+
+
+class Interpolating(nn.Cell):
+    """What breaks dynamic MINDIR files."""
+
+    def construct(self, x):
+        size = (x.shape[2] * 2, x.shape[3] * 2)
+        return ops.interpolate(x, size=size, mode="bilinear", align_corners=True)

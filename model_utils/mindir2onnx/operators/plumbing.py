@@ -5,9 +5,9 @@ from model_utils.mindir2onnx.mindir import dtype_of_id
 from model_utils.mindir2onnx.registry import Call, operator
 
 
-@operator("Load", "Depend", "StopGradient", "Identity")
+@operator("Load", "Depend")
 def first_input(call: Call) -> Value:
-    """Ordering and gradient marks mean nothing in ONNX: the value passes through."""
+    """Ordering marks mean nothing in ONNX: the value passes through."""
     return call.inputs[0]
 
 
@@ -16,13 +16,13 @@ def ordering(call: Call) -> None:
     """Side-effect ordering has no value."""
 
 
-@operator("MakeTuple", "MakeList")
+@operator("MakeTuple")
 def make_tuple(call: Call) -> tuple[Value, ...]:
     """Tuples exist only during conversion."""
     return call.inputs
 
 
-@operator("TupleGetItem", "ListGetItem")
+@operator("TupleGetItem")
 def tuple_item(call: Call) -> Value:
     """One element of a tuple, by a constant index."""
     sequence, index = call.inputs[0], call.known(1)
@@ -31,7 +31,7 @@ def tuple_item(call: Call) -> Value:
     return sequence[index]
 
 
-@operator("ScalarToTensor", "TupleToTensor", "ListToTensor")
+@operator("ScalarToTensor", "TupleToTensor")
 def to_tensor(call: Call) -> Symbol:
     """A number or a tuple of numbers as a tensor of a type id."""
     return call.tensor(0, dtype_of_id(call.known(1)))
