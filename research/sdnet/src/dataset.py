@@ -145,7 +145,8 @@ class ImagePairDataset:
 
     Index i takes image pair ``i % P``, so shuffled indices spread a batch over all images and
     few windows of a batch overlap (overlapping windows would be false negatives of the
-    hardest-in-batch loss).
+    hardest-in-batch loss). Meant for up to some thousand image pairs, since all are read (and
+    searched for keypoints) at the start; for all of SEN1-2 prepare an archive.
 
     Args:
         pairs: the image pairs.
@@ -211,6 +212,8 @@ class ImagePairDataset:
                     self._images.append(loaded[:2])
         if not self._pairs:
             raise UserError(f"none of the {len(pairs)} image pairs could be used for training")
+        size = sum(image.nbytes for images in self._images for image in images)
+        log.info("%d image pairs, %.2f GB of pixels in memory", len(self._pairs), size / 1e9)
 
     def __len__(self) -> int:
         return self._length
