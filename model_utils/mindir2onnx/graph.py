@@ -76,6 +76,9 @@ class GraphBuilder:
     _shapes: dict[str, Symbol] = field(default_factory=dict)
     _lengths: dict[tuple[str, int], Symbol] = field(default_factory=dict)
     _names: dict[str, int] = field(default_factory=dict)
+    # Tensors that have another one's shape, and reshaped ones with what they were made of.
+    _twins: dict[str, Symbol] = field(default_factory=dict)
+    _reshaped: dict[str, tuple[Symbol, Value]] = field(default_factory=dict)
 
     # --- nodes and constants ------------------------------------------------------------------
 
@@ -193,6 +196,7 @@ class GraphBuilder:
         """The shape as a one-dimensional int64 tensor of the running model."""
         if value.shape is not None and None not in value.shape:
             return self.constant(value.shape, np.int64)
+        value = self._twins.get(value.name, value)
         if value.name not in self._shapes:
             self._shapes[value.name] = self.add(
                 "Shape", [value], dtype=np.int64, shape=None if not value.shape else (value.rank,)
@@ -205,6 +209,7 @@ class GraphBuilder:
         known = value.shape[axis] if value.shape else None
         if known is not None:
             return known
+        value = self._twins.get(value.name, value)
         key = (value.name, axis)
         if key not in self._lengths:
             index = self.constant(axis, np.int64)
@@ -260,8 +265,24 @@ class GraphBuilder:
 
     # --- frequent combinations -----------------------------------------------------------------
 
+    def same_shape(self, value: Symbol, like: Symbol) -> Symbol:
+        """Note that a tensor has another's shape at run time, so that lengths compare equal."""
+        self._twins[value.name] = self._twins.get(like.name, like)
+        return value
+
+    def reshaped_from(self, value: Symbol) -> tuple[Symbol, Value] | None:
+        """What a reshaped tensor was before, and the shape asked for; None for other tensors."""
+        return self._reshaped.get(value.name)
+
     def reshape(self, value: Symbol, target: Value) -> Symbol:
-        """Reshape to a tuple of integers (one may be -1) or to a one-dimensional tensor."""
+        """Reshape to a tuple of integers (one may be -1) or to a one-dimensional tensor.
+
+        A chain of reshapes becomes one, or none if it leads back to where it began.
+        """
+        value, _ = self._reshaped.get(value.name, (value, None))
+        if isinstance(target, tuple) and value.shape is not None and len(target) == value.rank:
+            if target == self.lengths(value):
+                return value
         shape: Shape | None = None
         if isinstance(target, tuple | list | np.ndarray):
             shape = tuple(
@@ -271,7 +292,9 @@ class GraphBuilder:
                 known = product(n for n in shape if n is not None)
                 total = product(n for n in value.shape if n is not None)
                 shape = tuple(total // max(known, 1) if n is None else n for n in shape)
-        return self.add("Reshape", [value, self.integers(target)], shape=shape, allowzero=1)
+        result = self.add("Reshape", [value, self.integers(target)], shape=shape, allowzero=1)
+        self._reshaped[result.name] = (value, target)
+        return result
 
     def transpose(self, value: Symbol, order: Sequence[int]) -> Symbol:
         """Permute the axes."""

@@ -1325,6 +1325,88 @@ class PadAndCrop(nn.Cell):
 add("networks", "pad_and_crop", PadAndCrop, (1, 3, 13, 9), other=(2, 3, 6, 12))
 
 
+class Hourglass(nn.Cell):
+    """Volumes down by two and up again, with a skip, and the expected level of a soft-argmin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.SequentialCell(
+            nn.Conv3d(4, 6, 3, stride=2, pad_mode="pad", padding=1, has_bias=True),
+            Trained(nn.BatchNorm3d(6)),
+            nn.ReLU(),
+        )
+        self.up = nn.SequentialCell(
+            nn.Conv3dTranspose(6, 4, 3, 2, "pad", 1, output_padding=1, has_bias=True),
+            Trained(nn.BatchNorm3d(4)),
+        )
+        self.pool = nn.MaxPool3d(3, 1, "pad", 1)
+        self.last = nn.Conv3d(4, 1, 3, pad_mode="pad", padding=1)
+        self.resize = ops.auto_generate.UpsampleTrilinear3D(True)
+        self.shape = ops.Shape()
+
+    def construct(self, x):
+        n, _, _, h, w = self.shape(x)
+        slice0 = x[:, :, :1]
+        x = ops.relu(self.up(self.down(x)) + x * slice0)
+        cost = self.resize(self.last(self.pool(x)), (16, 2 * h, 2 * w), None)
+        probability = ops.softmax(cost.reshape((n, 16, 2 * h, 2 * w)), 1)
+        return ops.argmax(probability, 1), probability.max(axis=1)
+
+
+add("networks", "hourglass", Hourglass, (1, 4, 4, 6, 8), other=(2, 4, 4, 8, 4))
+
+
+class StripPyramid(nn.Cell):
+    """Long average pools, upsampling to the input, gates of one channel between two maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.AvgPool2d((1, 5), (1, 2), "pad", (0, 2))
+        self.tall = nn.AvgPool2d((5, 1), (2, 1), "pad", (2, 0))
+        self.norm = Trained(nn.BatchNorm2d(8))
+        self.conv = nn.Conv2d(8, 8, 3, pad_mode="pad", padding=1)
+        self.row = nn.Conv2d(8, 8, (1, 3), pad_mode="pad", padding=(0, 0, 1, 1))
+        self.gate = nn.Conv2d(8, 1, 1, has_bias=True)
+        self.resize = ops.ResizeBilinearV2(False, True)
+        self.shape = ops.Shape()
+
+    def construct(self, x):
+        strip = self.conv(ops.relu(self.norm(self.tall(self.wide(x)))))
+        strip = self.resize(strip, self.shape(x)[2:])
+        whole = self.resize(ops.mean(x, (2, 3), True), self.shape(x)[2:])
+        mix = ops.sigmoid(self.gate(ops.relu(strip + self.row(x))))
+        return strip * mix + whole * (1 - mix)
+
+
+add("networks", "strip_pyramid", StripPyramid, FEATURES, other=FEATURES2)
+
+
+class MultiScale(nn.Cell):
+    """One block on the image and on smaller copies of it, fused from coarse to fine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.SequentialCell(
+            nn.Conv2d(1, 6, 3, pad_mode="pad", padding=1), Trained(nn.BatchNorm2d(6)), nn.ReLU()
+        )
+        self.local = nn.Conv2d(6, 6, 1)
+        self.resize = ops.ResizeBilinearV2(False, True)
+        self.shape = ops.Shape()
+
+    def construct(self, x):
+        h, w = self.shape(x)[2:]
+        fused = self.block(self.resize(x, (h // 4, w // 4)))
+        for factor in (2, 1):
+            fine = self.block(self.resize(x, (h // factor, w // factor)))
+            coarse = self.resize(fused, self.shape(fine)[2:])
+            weight = ops.sigmoid(self.local(fine + coarse))
+            fused = weight * fine + (1 - weight) * coarse
+        return ops.L2Normalize(axis=1, epsilon=1e-12)(fused)
+
+
+add("networks", "multi_scale", MultiScale, (1, 1, 16, 24), other=(2, 1, 19, 13))
+
+
 class SharedWeights(nn.Cell):
     """One block called twice, with a parameter used outside any layer and one never used."""
 
@@ -1344,6 +1426,17 @@ add("networks", "shared_weights", SharedWeights, IMAGE, IMAGE, other=(IMAGE2, IM
 
 
 # --- not cases: Cells for single tests ---------------------------------------------------------
+
+
+class MovingChannels(nn.Cell):
+    """Normalises after a reshape that makes other channels of the same data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = Trained(nn.BatchNorm2d(4))
+
+    def construct(self, x):
+        return self.norm(x.reshape((2, 4, 3, 3)) * 2).reshape((4, 2, 9)).reshape((2, 4, 9))
 
 
 class GammaHead(nn.Cell):

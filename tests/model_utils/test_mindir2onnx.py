@@ -253,6 +253,31 @@ def test_padded_pool_stays_two_dimensional(tmp_path):
     assert nodes == ["MaxPool", "Identity"]
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_normalisation_of_volumes_merges_into_the_convolution(tmp_path, dynamic):
+    """MindSpore's detour through a folded volume is undone; else onnxruntime cannot merge it."""
+    cell = nn.SequentialCell(nn.Conv3d(4, 6, 3, has_bias=True), nn.BatchNorm3d(6))
+    rng = np.random.default_rng(0)
+    for parameter in cell[1].get_parameters():
+        parameter.set_data(ms.Tensor(rng.random(6).astype(np.float32) + 0.5))
+    arrays = [rng.standard_normal((2, 4, 3, 5, 6)).astype(np.float32)]
+    shape = (None, 4, None, None, None) if dynamic else arrays[0].shape
+    model = convert(export_mindir(cell, arrays, [shape], tmp_path / "net.mindir"))
+    assert [node.op_type for node in model.graph.node] == ["Conv", "BatchNormalization", "Identity"]
+    expected = cell(ms.Tensor(arrays[0])).asnumpy()
+    np.testing.assert_allclose(run(session_of(model), arrays)[0], expected, atol=1e-5)
+
+
+def test_chain_of_reshapes_is_not_confused_by_equal_sizes(tmp_path):
+    """(2, 4, 3, 3) to (4, 2, 9) to (2, 4, 9): the batch axis moved although the lengths recur."""
+    cell = mindir_cases.MovingChannels()
+    arrays = [np.random.default_rng(1).standard_normal((4, 2, 3, 3)).astype(np.float32)]
+    path = export_mindir(cell, arrays, [arrays[0].shape], tmp_path / "net.mindir")
+    expected = cell(ms.Tensor(arrays[0])).asnumpy()
+    assert expected.shape == (2, 4, 9)
+    np.testing.assert_allclose(run(session_of(convert(path)), arrays)[0], expected, atol=1e-5)
+
+
 def test_same_model_from_the_same_file(shared_weights):
     assert convert(shared_weights[2]) == convert(shared_weights[2])
 

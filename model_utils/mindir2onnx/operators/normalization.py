@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from model_utils.mindir2onnx.graph import Symbol, Unsupported
+from model_utils.mindir2onnx.graph import GraphBuilder, Symbol, Unsupported, Value
 from model_utils.mindir2onnx.operators.arithmetic import elementwise
 from model_utils.mindir2onnx.registry import Call, operator
 
@@ -12,10 +12,27 @@ def batch_norm(call: Call) -> tuple[Symbol]:
     """With moving statistics; MindSpore's four further results belong to training."""
     if call.known(5):
         raise Unsupported("it is in training mode; set the network to evaluation before export")
-    x = call.tensor(0)
+    graph, x = call.graph, call.tensor(0)
     weights = [call.tensor(index) for index in range(1, 5)]
-    epsilon = float(call.known(6))
-    return (call.graph.add("BatchNormalization", [x, *weights], shape=x.shape, epsilon=epsilon),)
+    # MindSpore folds volumes to (N, C, D * H, W) first. Normalising the volume itself lets ONNX
+    # Runtime merge the layer into the convolution before it.
+    origin, target = graph.reshaped_from(x) or (x, None)
+    source = origin if _keeps_channels(graph, origin, target) else x
+    result = graph.add(
+        "BatchNormalization",
+        [source, *weights],
+        shape=source.shape,
+        epsilon=float(call.known(6)),
+    )
+    graph.same_shape(result, source)
+    return (result if source is x else graph.reshape(result, target),)
+
+
+def _keeps_channels(graph: GraphBuilder, x: Symbol, target: Value) -> bool:
+    """Whether reshaping x to a target leaves the axes of batch and channels alone."""
+    if not isinstance(target, tuple) or len(target) < 2 or x.shape is None or x.rank < 2:
+        return False
+    return graph.lengths(x)[:2] == target[:2]
 
 
 @operator("GroupNorm")
