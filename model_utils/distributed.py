@@ -137,7 +137,8 @@ class SyncBatchNorm(nn.Cell):
         self.moving_mean: Parameter = source.moving_mean
         self.moving_variance: Parameter = source.moving_variance
         self.eps = source.eps
-        self.momentum = 1.0 - _keep_share(source)
+        # The layer stores the share of the new statistics, one minus its own argument.
+        self.momentum = float(source.momentum)
         self.size = ranks.size
         self.all_reduce = ops.AllReduce()
 
@@ -165,11 +166,6 @@ class SyncBatchNorm(nn.Cell):
         ops.assign_add(self.moving_variance, self.momentum * (unbiased - self.moving_variance))
         scale = self.gamma / ops.sqrt(variance + self.eps)
         return centred * scale.reshape(shape) + self.beta.reshape(shape)
-
-
-def _keep_share(layer: nn.Cell) -> float:
-    """MindSpore's momentum: the share of the old statistics that is kept."""
-    return float(layer.momentum)
 
 
 def synchronize_batch_norm(network: nn.Cell, ranks: Ranks) -> int:

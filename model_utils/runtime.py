@@ -50,7 +50,9 @@ def start(
     """
     isa = cap_convolution_isa()
     # Errors only; the framework's warnings are about its own deprecations. Users may override.
-    os.environ.setdefault("GLOG_v", "3")
+    if "GLOG_v" not in os.environ:
+        os.environ["GLOG_v"] = "3"  # for what is loaded from now on
+        logging.getLogger(f"ME.mindspore.log.{os.getpid()}").setLevel(logging.ERROR)
     try:
         import mindspore as ms
     except ImportError as error:
