@@ -136,11 +136,11 @@ def _translate(graph: GraphBuilder, node: Node, values: Mapping[str, Value]) -> 
     graph.scope = where
     try:
         result = function(Call(graph, node, tuple(values[name] for name in node.inputs)))
+        return _as_declared(graph, result, node.type)
     except Unsupported as error:
         raise UserError(
             f"operator {node.operator} of layer {where} cannot be translated to ONNX: {error}"
         ) from error
-    return _as_declared(graph, result, node.type)
 
 
 def _as_declared(graph: GraphBuilder, value: Value, declared: Any) -> Value:
@@ -214,5 +214,12 @@ def _assemble(
         producer_name="model_utils.mindir2onnx",
         ir_version=helper.find_min_ir_version_for(opsets),
     )
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"the translated model is not valid ONNX ({reason}); this is a defect of the "
+            "converter, report it and use MINDIR meanwhile"
+        ) from error
     return model

@@ -112,8 +112,8 @@ def read(path: PathLike) -> Mindir:
     model = _parse(path)
     if model.functions:
         raise UserError(
-            f"{path} holds data-dependent control flow ({len(model.functions)} sub-graphs, in "
-            f"{_first_call_scope(model)}), which has no ONNX form here; make the branch depend on "
+            f"{path} holds data-dependent control flow ({len(model.functions)} sub-graphs, at "
+            f"{_branch_scope(model)}), which has no ONNX form here; make the branch depend on "
             "fixed values or export with fixed shapes"
         )
     graph = model.graph
@@ -213,11 +213,13 @@ def _input_types(graph: Any, prefix: str) -> dict[str, TensorType]:
     }
 
 
-def _first_call_scope(model: Any) -> str:
-    known = {primitive.name for primitive in model.primitives}
-    for node in model.graph.node:
-        if node.op_type != "Constant" and node.op_type.removeprefix("REF::") not in known:
-            return node.domain or node.name
+def _branch_scope(model: Any) -> str:
+    """The layer of the first branch, or the graph's name."""
+    switches = {p.name for p in model.primitives if p.op_type == "Switch"}
+    for graph in (model.graph, *model.functions):
+        for node in graph.node:
+            if node.op_type.removeprefix("REF::") in switches:
+                return node.domain
     return model.graph.name
 
 

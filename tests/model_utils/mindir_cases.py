@@ -798,6 +798,26 @@ def booleans(x, y):
     )
 
 
+@case("arithmetic", FEATURES, other=FEATURES2)
+def boolean_signs(x):
+    whole = (x * 4).astype(ms.int32)
+    signs = (x > 0) & (x < 1), (x > 0) | (x < -1), ~(x > 0), (x > 0) ^ (x < 1)
+    return (*signs, whole == 1, whole != 0, x == whole, ops.logical_not(whole))
+
+
+@case("arithmetic", (4, 5), other=(6, 3))
+def number_kinds(x):
+    odd = ops.log(x) + ops.exp(x * 300)
+    return ops.isnan(odd), ops.isinf(odd), ops.isfinite(odd)
+
+
+@case("arithmetic", FEATURES, other=FEATURES2)
+def integers(x):
+    whole = (x * 9).astype(ms.int32)
+    extremes = whole.max(), ops.minimum(whole, 2), ops.clamp(whole, 0, 3), whole.sum(1)
+    return (whole / 2, whole.astype(ms.float32) / 3, ops.abs(whole), -whole, whole + 1, *extremes)
+
+
 @case("arithmetic", FEATURES, FEATURES, other=(FEATURES2, FEATURES2))
 def selection(x, y):
     mask = x > 0
@@ -1157,14 +1177,10 @@ def generated(x):
     ys = ops.arange(0, h).astype(ms.float32)
     xs = ops.arange(w).astype(ms.float32)
     grid_y, grid_x = ops.meshgrid(ys, xs, indexing="ij")
-    return (
-        grid_y,
-        grid_x,
-        ops.zeros_like(x),
-        ops.ones_like(x),
-        ops.full((2, 3), 1.5),
-        ops.ones((h, w)),
-    )
+    grid_a, grid_b = ops.meshgrid(xs, ys, indexing="xy")
+    filled = ops.full((2, 3), 1.5), ops.ones((h, w)), ops.zeros_like(x), ops.ones_like(x)
+    new = x.new_zeros((h, 2)), x.new_ones((2, 3)), x / ops.numel(x)
+    return (grid_y, grid_x, grid_a, grid_b, *filled, *new)
 
 
 @case("indexing", (4, 4))

@@ -41,9 +41,25 @@ for _mindir, _onnx in (
     ("Sign", "Sign"),
     ("Floor", "Floor"),
     ("Ceil", "Ceil"),
-    ("LogicalNot", "Not"),
 ):
     operator(_mindir)(_unary(_onnx))
+
+
+@operator("LogicalNot")
+def logical_not(call: Call) -> Symbol:
+    """True where x is false or zero."""
+    return elementwise(call.graph, "Not", call.tensor(0, np.bool_))
+
+
+@operator("IsNan", "IsInf", "IsFinite")
+def number_kind(call: Call) -> Symbol:
+    """Where x is not a number, infinite, or neither of both."""
+    graph, x = call.graph, call.tensor(0)
+    nan = elementwise(graph, "IsNaN", x, dtype=np.bool_)
+    infinite = elementwise(graph, "IsInf", x, dtype=np.bool_)
+    if call.node.operator == "IsFinite":
+        return elementwise(graph, "Not", elementwise(graph, "Or", nan, infinite))
+    return nan if call.node.operator == "IsNan" else infinite
 
 
 def _arithmetic(onnx_operator: str) -> Callable[[Call], Symbol]:
@@ -84,8 +100,18 @@ for _mindir, _onnx in (
     ("LessScalar", "Less"),
     ("LessEqual", "LessOrEqual"),
     ("Equal", "Equal"),
+    ("EqScalar", "Equal"),
 ):
     operator(_mindir)(_comparison(_onnx))
+
+
+@operator("BitwiseAnd", "BitwiseOr", "BitwiseXor")
+def bitwise(call: Call) -> Symbol:
+    """Python's &, | and ^ on booleans."""
+    a, b = call.graph.common(*call.inputs[:2], dtype=call.dtype)
+    if a.dtype != np.bool_:
+        raise Unsupported(f"its operands are {a.dtype}, not booleans")
+    return elementwise(call.graph, call.node.operator.removeprefix("Bitwise"), a, b)
 
 
 @operator("NotEqual")

@@ -124,6 +124,18 @@ def ones_like(call: Call) -> Symbol:
     return _filled(call, call.graph.shape(call.tensor(0)), 1)
 
 
+@operator("NewZeros")
+def new_zeros(call: Call) -> Symbol:
+    """Zeros of a shape, in the element type of another tensor."""
+    return _filled(call, call.inputs[1], 0)
+
+
+@operator("NewOnes")
+def new_ones(call: Call) -> Symbol:
+    """Ones of a shape, in the element type of another tensor."""
+    return _filled(call, call.inputs[1], 1)
+
+
 @operator("Range")
 def integer_range(call: Call) -> Symbol:
     """start, start + step, ... below the limit."""

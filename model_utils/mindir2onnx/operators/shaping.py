@@ -23,6 +23,15 @@ def shape_tensor(call: Call) -> Symbol:
     return call.graph.shape(call.tensor(0))
 
 
+@operator("Size")
+def size(call: Call) -> Integer:
+    """The number of elements."""
+    total: Integer = 1
+    for length in call.graph.lengths(call.tensor(0)):
+        total = call.graph.product_of(total, length)
+    return total
+
+
 @operator("Reshape")
 def reshape(call: Call) -> Symbol:
     """The same elements in another shape."""
