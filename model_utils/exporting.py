@@ -133,6 +133,7 @@ def export(
     kind = _checked_format(file_format)
     target = _with_suffix(Path(path), kind)
     shapes = _shapes_to_run(inputs, sizes)
+    _check_names(cell, [item.name for item in inputs])
     with _evaluation_mode(cell), atomic_path(target) as temporary:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
             written = "MINDIR" if kind == "ONNX" else kind
@@ -205,6 +206,16 @@ def _checked_format(file_format: str) -> str:
                 "file_format MINDIR or ONNX"
             )
     return kind
+
+
+def _check_names(cell: Any, names: Sequence[str]) -> None:
+    """In a file, inputs and parameters share one space of names."""
+    parameters = {parameter.name for parameter in cell.get_parameters()}
+    for index, name in enumerate(names):
+        if name in parameters or name in names[:index]:
+            raise UserError(
+                f"input name {name} is taken by a parameter or another input; choose another"
+            )
 
 
 def _with_suffix(path: Path, kind: str) -> Path:

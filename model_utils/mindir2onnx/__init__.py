@@ -9,7 +9,7 @@ so that fixed and dynamic shapes go the same way.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,12 +66,16 @@ def convert(
     inputs = _declare_inputs(graph, mindir, input_names)
     values.update(zip(mindir.inputs, inputs, strict=True))
     for name, array in mindir.parameters.items():
-        values[name] = graph.parameter(name, array)
+        values[name] = graph.parameter(mindir.label(name), array)
+    for name in output_names or ():
+        graph.unique(name)  # so that no node takes it
     for node in mindir.nodes:
         values[node.output] = _translate(graph, node, values)
-    outputs = _declare_outputs(graph, values[mindir.output], output_names)
-    _drop_unused(graph, outputs, mindir.parameters)
-    model = _assemble(graph, inputs, outputs, mindir)
+    parameters = [mindir.label(name) for name in mindir.parameters]
+    taken = {*parameters, *(item.name for item in inputs)}
+    outputs = _declare_outputs(graph, values[mindir.output], output_names, taken)
+    _drop_unused(graph, outputs, parameters)
+    model = _assemble(graph, inputs, outputs)
     if onnx_path is not None:
         with atomic_path(onnx_path) as temporary:
             onnx.save(model, temporary)
@@ -81,8 +85,11 @@ def convert(
 def _declare_inputs(
     graph: GraphBuilder, mindir: Mindir, names: Sequence[str] | None
 ) -> list[Symbol]:
-    chosen = _checked_names(names, list(mindir.inputs), "input")
-    for name in (*chosen, *mindir.parameters):
+    chosen = _checked_names(names, [mindir.label(name) for name in mindir.inputs], "input")
+    parameters = {mindir.label(name) for name in mindir.parameters}
+    for name in chosen:
+        if name in parameters:
+            raise UserError(f"input name {name} is a parameter's; choose other input_names")
         graph.unique(name)
     return [
         Symbol(name, declared.dtype, declared.shape)
@@ -91,7 +98,7 @@ def _declare_inputs(
 
 
 def _declare_outputs(
-    graph: GraphBuilder, result: Value, names: Sequence[str] | None
+    graph: GraphBuilder, result: Value, names: Sequence[str] | None, taken: Collection[str]
 ) -> list[Symbol]:
     """Give the results their final names through Identity nodes."""
     results = [graph.tensor(item) for item in _flatten(result)]
@@ -100,6 +107,10 @@ def _declare_outputs(
     graph.scope = ""
     outputs = []
     for item, name in zip(results, chosen, strict=True):
+        if name in taken:
+            raise UserError(
+                f"output name {name} is taken by an input or parameter; choose other output_names"
+            )
         final = Symbol(name, item.dtype, item.shape)
         graph.nodes.append(
             helper.make_node("Identity", [item.name], [name], name=graph.unique(f"{name}_identity"))
@@ -162,9 +173,7 @@ def _as_declared(graph: GraphBuilder, value: Value, declared: Any) -> Value:
     return Symbol(value.name, value.dtype, merged)
 
 
-def _drop_unused(
-    graph: GraphBuilder, outputs: Sequence[Symbol], parameters: Mapping[str, np.ndarray]
-) -> None:
+def _drop_unused(graph: GraphBuilder, outputs: Sequence[Symbol], parameters: Sequence[str]) -> None:
     """Keep only what the outputs depend on."""
     needed = {output.name for output in outputs}
     kept = []
@@ -194,7 +203,7 @@ def _value_info(symbol: Symbol) -> onnx.ValueInfoProto:
 
 
 def _assemble(
-    graph: GraphBuilder, inputs: Sequence[Symbol], outputs: Sequence[Symbol], mindir: Mindir
+    graph: GraphBuilder, inputs: Sequence[Symbol], outputs: Sequence[Symbol]
 ) -> onnx.ModelProto:
     initializers = [
         numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)

@@ -88,13 +88,30 @@ class Node:
 
 @dataclass(frozen=True)
 class Mindir:
-    """A parsed MINDIR file; all names are those of the file without the graph's prefix."""
+    """A parsed MINDIR file.
 
+    Names are those of the file: those of inputs, parameters and results begin with the graph's,
+    those of constants do not, so that a variable may share its name with a parameter.
+
+    Attributes:
+        prefix: the graph's name and a colon.
+        inputs: types of the inputs, in order.
+        parameters: values of the parameters.
+        constants: Python values of the constants.
+        nodes: operator calls, in order of execution.
+        output: name of the result, which is a tuple if there are several.
+    """
+
+    prefix: str
     inputs: dict[str, TensorType]
     parameters: dict[str, np.ndarray]
     constants: dict[str, Any]
     nodes: list[Node]
     output: str
+
+    def label(self, name: str) -> str:
+        """An input's or parameter's name as its author wrote it."""
+        return name.removeprefix(self.prefix)
 
 
 def dtype_of_id(type_id: int) -> np.dtype:
@@ -117,7 +134,6 @@ def read(path: PathLike) -> Mindir:
             "fixed values or export with fixed shapes"
         )
     graph = model.graph
-    prefix = f"{graph.name}:"
     primitives = {
         primitive.name: (
             primitive.op_type,
@@ -128,27 +144,31 @@ def read(path: PathLike) -> Mindir:
     constants: dict[str, Any] = {}
     nodes: list[Node] = []
     for node in graph.node:
-        output = node.output[0].removeprefix(prefix)
+        output = node.output[0]
         if node.op_type == "Constant":
             constants[output] = _attribute(node.attribute[0])
             continue
         operator, attributes = primitives.get(
             node.op_type.removeprefix("REF::"), (node.op_type, {})
         )
-        inputs = tuple(name.removeprefix(prefix) for name in node.input)
         types = [_type(item) for item in node.attribute if item.name == "shape"]
         nodes.append(
-            Node(operator, inputs, output, attributes, node.domain, types[0] if types else None)
+            Node(
+                operator,
+                tuple(node.input),
+                output,
+                attributes,
+                node.domain,
+                types[0] if types else None,
+            )
         )
     return Mindir(
-        inputs=_input_types(graph, prefix),
-        parameters={
-            parameter.name.removeprefix(prefix): _parameter(parameter, path)
-            for parameter in graph.parameter
-        },
+        prefix=f"{graph.name}:",
+        inputs=_input_types(graph),
+        parameters={item.name: _parameter(item, path) for item in graph.parameter},
         constants=constants,
         nodes=nodes,
-        output=graph.output[0].name.removeprefix(prefix),
+        output=graph.output[0].name,
     )
 
 
@@ -159,7 +179,8 @@ def read_inputs(path: PathLike) -> dict[str, TensorType]:
         UserError: no such file or not a MINDIR.
     """
     graph = _parse(path).graph
-    return _input_types(graph, f"{graph.name}:")
+    types = _input_types(graph)
+    return {name.removeprefix(f"{graph.name}:"): declared for name, declared in types.items()}
 
 
 def read_parameters(path: PathLike) -> dict[str, np.ndarray]:
@@ -205,12 +226,8 @@ def _parse(path: PathLike) -> Any:
     return model
 
 
-def _input_types(graph: Any, prefix: str) -> dict[str, TensorType]:
-    return {
-        item.name.removeprefix(prefix): _tensor_type(item.tensor[0])
-        for item in graph.input
-        if item.tensor
-    }
+def _input_types(graph: Any) -> dict[str, TensorType]:
+    return {item.name: _tensor_type(item.tensor[0]) for item in graph.input if item.tensor}
 
 
 def _branch_scope(model: Any) -> str:

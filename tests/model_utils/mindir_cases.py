@@ -1455,6 +1455,20 @@ class MovingChannels(nn.Cell):
         return self.norm(x.reshape((2, 4, 3, 3)) * 2).reshape((4, 2, 9)).reshape((2, 4, 9))
 
 
+class CommonNames(nn.Cell):
+    """Names that the compiler gives to constants too, for an input and a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.k = Parameter(Tensor([1.5], ms.float32), name="k")
+        self.resize = ops.ResizeBilinearV2(False, True)
+        self.shape = ops.Shape()
+
+    def construct(self, y):
+        h, w = self.shape(y)[2:]
+        return self.resize(y * self.k, (h * 2, w * 3 + 1))
+
+
 class GammaHead(nn.Cell):
     """A layer with an operator that has no ONNX form."""
 

@@ -224,6 +224,13 @@ def test_test_shape_that_does_not_fit(tmp_path):
         export(nn.ReLU(), inputs, tmp_path / "net", "ONNX")
 
 
+@pytest.mark.parametrize("names", [("scale", "b"), ("a", "a")])
+def test_input_names_must_differ_from_all_others(tmp_path, names):
+    inputs = [ExportInput(name, (1, 3, 8, 8)) for name in names]
+    with pytest.raises(UserError, match=f"input name {names[0]} is taken"):
+        export(mindir_cases.SharedWeights(), inputs, tmp_path / "net", "MINDIR")
+
+
 def test_sizes_override(tmp_path):
     inputs = [ExportInput("x", (None, 3))]
     report = export(nn.ReLU(), inputs, tmp_path / "net", "ONNX", sizes=[[(5, 3)], [(7, 3)]])

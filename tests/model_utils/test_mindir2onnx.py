@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from model_utils.errors import UserError
 from model_utils.mindir2onnx import convert, read_inputs, supported_operators
 from model_utils.mindir2onnx.graph import GraphBuilder, Symbol
-from model_utils.mindir2onnx.mindir import read
+from model_utils.mindir2onnx.mindir import read, read_parameters
 from model_utils.mindir2onnx.operators.scalars import floor_divide, floor_modulo
 from tests.model_utils import mindir_cases
 from tests.model_utils.mindir_cases import CASES, Group
@@ -205,11 +205,37 @@ def test_wrong_number_of_names(shared_weights):
         convert(shared_weights[2], output_names=["a", "b"])
 
 
-def test_inputs_that_share_a_name_with_a_parameter(shared_weights):
-    """A parameter named like an input must not be overwritten by it."""
-    model = convert(shared_weights[2])
-    names = [item.name for item in model.graph.input]
-    assert len(names) == 2 and not set(names) & {item.name for item in model.graph.initializer}
+def test_name_taken_by_a_parameter(shared_weights):
+    """In ONNX a parameter named like an input would be the input's default value."""
+    with pytest.raises(UserError, match="name scale is a parameter's"):
+        convert(shared_weights[2], input_names=["scale", "right"])
+    with pytest.raises(UserError, match="output name left is taken"):
+        convert(shared_weights[2], input_names=["left", "right"], output_names=["left"])
+    with pytest.raises(UserError, match="output name scale is taken"):
+        convert(shared_weights[2], output_names=["scale"])
+
+
+def test_output_named_like_the_converters_own_constants(tmp_path):
+    cell = mindir_cases.CommonNames()
+    arrays = [np.random.default_rng(0).standard_normal((1, 2, 4, 5)).astype(np.float32)]
+    path = export_mindir(cell, arrays, [arrays[0].shape], tmp_path / "net.mindir")
+    expected = cell(ms.Tensor(arrays[0])).asnumpy()
+    for name in ("constant", "output_identity", "Shape"):
+        model = convert(path, output_names=[name])
+        np.testing.assert_allclose(run(session_of(model), arrays)[0], expected, atol=1e-5)
+
+
+def test_input_and_parameter_named_like_the_compilers_constants(tmp_path):
+    """MINDIR's constants are called after variables, such as the y of x * y."""
+    cell = mindir_cases.CommonNames()
+    arrays = [np.random.default_rng(0).standard_normal((1, 2, 4, 5)).astype(np.float32)]
+    path = export_mindir(cell, arrays, [(None, 2, None, None)], tmp_path / "net.mindir")
+    constants = {name.rsplit(":", 1)[-1] for name in read(path).constants}
+    assert "y" in constants
+    model = convert(path)
+    assert [item.name for item in model.graph.input] == ["y"]
+    expected = cell(ms.Tensor(arrays[0])).asnumpy()
+    np.testing.assert_allclose(run(session_of(model), arrays)[0], expected, atol=1e-5)
 
 
 def test_parameter_without_influence_is_reported(tmp_path, caplog):
@@ -217,7 +243,7 @@ def test_parameter_without_influence_is_reported(tmp_path, caplog):
     cell = mindir_cases.ReadsOnlyShape()
     arrays = [np.ones((2, 3), np.float32)]
     path = export_mindir(cell, arrays, [(2, 3)], tmp_path / "net.mindir")
-    assert "idle" in read(path).parameters
+    assert "idle" in read_parameters(path)
     with caplog.at_level(logging.WARNING, logger="zoo"):
         model = convert(path)
     assert "idle" in caplog.text
