@@ -265,7 +265,7 @@ RULES = (
     ),
     Rule(
         "log-softmax",
-        "off by 3 to 4e-6 on CPU even for small inputs; use logits - ops.logsumexp(logits, axis, True)",
+        "off by 3 to 4e-6 on CPU; use logits - ops.logsumexp(logits, axis, True)",
         never("mindspore.ops.log_softmax", "mindspore.ops.LogSoftmax", "mindspore.nn.LogSoftmax"),
         (
             MS + "ops.log_softmax(x, axis=1)",

@@ -1,0 +1,117 @@
+"""The benchmark command, run for real on a small batch, and what it compares with."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from model_utils.errors import UserError
+from research.sdnet.src import benchmarking
+from research.sdnet.src.losses import SDNetLoss, SDNetTrainCell
+from research.sdnet.src.network import SDNetNetwork
+from research.sdnet.src.upstream_step import UpstreamStep
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, str(benchmarking.SCRIPT), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_published_step_takes_four_forwards_and_moves_all_weights():
+    network = SDNetNetwork(seed=0)
+    cell = SDNetTrainCell(network, SDNetLoss())
+    cell.set_train(True)
+    # By object: the framework renames parameters that enter several optimizers' cells.
+    parameters = network.parameters_dict()
+    trainable = {parameter.name for parameter in network.trainable_params()}
+    before = {name: value.asnumpy().copy() for name, value in parameters.items()}
+    draw = np.random.default_rng(0)
+    opt, sar = (Tensor(draw.uniform(-1, 1, (3, 1, 64, 64)).astype(np.float32)) for _ in "ab")
+    step = UpstreamStep(cell)
+    assert np.isfinite(float(step(opt, sar)))
+    after = {name: value.asnumpy() for name, value in parameters.items()}
+    # Two calls per forward, one per modality.
+    assert int(after["model.embedding.13.dropout_calls"][0]) == 8
+    # One update of the running mean is 0.1 m; four are (1 - 0.9^4) m = 3.44 times that, less
+    # what the first Adam changes before the last two forwards.
+    reference = SDNetNetwork(seed=0)
+    reference.set_train(True)
+    reference(opt, sar)
+    name = "model.features_opt.1.moving_mean"
+    once = reference.parameters_dict()[name].asnumpy()
+    assert np.abs(after[name]).sum() > 1.7 * np.abs(once).sum()
+    for name in trainable:
+        moved = np.abs(after[name] - before[name]).max()
+        assert 0 < moved <= 0.005, name  # Adam's first step is about lr = 0.004
+
+
+def test_contenders_agree_and_figures_are_written(tmp_path):
+    output = tmp_path / "figures.json"
+    names = "train-ours,infer-mindspore,infer-onnxruntime,infer-pytorch"
+    done = command(
+        "--batch_size=4", "--rounds=2", "--repeats=2", f"--contenders={names}", f"--output={output}"
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads(output.read_text(encoding="utf-8"))
+    assert record["batch_size"] == 4
+    assert np.shape(record["training_step"]["train-ours"]["wall_ms"]) == (2, 2)
+    inference = record["inference"]
+    assert 0 < record["largest_difference"] < benchmarking.TOLERANCE
+    for name in ("infer-mindspore", "infer-onnxruntime"):
+        times = np.array(inference[name]["wall_ms"])
+        assert (times > 0).all()
+        assert inference[name]["pairs_per_second"] == pytest.approx(4e3 / np.median(times))
+    if importlib.util.find_spec("torch"):
+        rounds = {name: np.median(inference[name]["wall_ms"], axis=1) for name in inference}
+        ratios = rounds["infer-pytorch"] / rounds["infer-onnxruntime"]
+        expected = [np.median(ratios), ratios.min(), ratios.max()]
+        assert inference["infer-onnxruntime"]["speed_up_over_pytorch"] == pytest.approx(expected)
+    else:
+        assert record["skipped"] == {"infer-pytorch": ["torch"]}
+        assert "skipped infer-pytorch: not installed: torch" in done.stdout
+        assert inference["infer-onnxruntime"]["speed_up_over_pytorch"] is None
+
+
+def test_differing_outputs_are_refused(tmp_path):
+    good = np.ones((2, 3, 128), np.float32)
+    np.save(tmp_path / "a.npy", good)
+    np.save(tmp_path / "b.npy", good + np.float32(1e-6))
+    assert benchmarking.largest_difference(["a", "b"], tmp_path) == pytest.approx(1e-6, rel=0.1)
+    np.save(tmp_path / "b.npy", good + np.float32(1e-3))
+    with pytest.raises(UserError, match="descriptors differ by 1.0e-03"):
+        benchmarking.largest_difference(["a", "b"], tmp_path)
+    np.save(tmp_path / "b.npy", good * np.nan)
+    with pytest.raises(UserError, match="disagree"):
+        benchmarking.largest_difference(["a", "b"], tmp_path)
+
+
+def test_a_dying_contender_is_named_with_its_last_words(tmp_path):
+    worker = benchmarking.Worker("infer-onnxruntime", benchmarking.Job(tmp_path, 1, 1))
+    try:
+        with pytest.raises(UserError, match=r"infer-onnxruntime ended with status \d+: .*onnx"):
+            worker.answer()
+    finally:
+        worker.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--contenders=train-theirs"], "no contender train-theirs; there are train-ours"),
+        (["--threads=9999"], "--threads must be 0 to"),
+        (["--batch_size=0"], "0 is not a positive number"),
+    ],
+)
+def test_impossible_options_are_one_sentence(arguments, message):
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
