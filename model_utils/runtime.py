@@ -74,6 +74,8 @@ def start(
         )
     ranks = initialize() if distributed else Ranks()
     set_seeds(seed)
+    if device == "GPU" and ranks.first:
+        log.warning("MindSpore's CUDA 11 plugin loaded; nothing here was ever run on a GPU")
     threads = f", {os.cpu_count()} processors, ONEDNN_MAX_CPU_ISA={isa}" if device == "CPU" else ""
     if ranks.first:
         log.info("device %s (%s)%s, %d rank(s), seed %d", device, why, threads, ranks.size, seed)

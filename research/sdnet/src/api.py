@@ -15,7 +15,7 @@ from model_utils.predictor import Predictor
 
 from .config import SDNetConfig, SDNetInfer
 from .dataset import normalise
-from .matching import Matches, MatchOptions, draw_matches, match_images
+from .matching import Matches, MatchOptions, draw_matches, register_images
 from .network import PATCH_SIZE, OneModality
 from .report import draw_registration
 from .task import SDNetTask
@@ -98,20 +98,26 @@ class SDNet(Predictor):
         return backend.run(patches, patches)[0 if modality == "opt" else 1]
 
     def match(
-        self, optical: np.ndarray, sar: np.ndarray, options: MatchOptions | None = None
+        self,
+        optical: np.ndarray,
+        sar: np.ndarray,
+        options: MatchOptions | None = None,
+        refine: int = 1,
     ) -> Matches:
         """Corresponding points of two images and the transformation between them.
 
         Args:
             optical, sar: (H, W) uint8 grey images.
             options: how to match.
+            refine: how often to match again on the SAR image resampled by the transformation.
         """
-        return match_images(
+        return register_images(
             optical,
             sar,
             lambda patches: self.describe_normalised(patches, "opt"),
             lambda patches: self.describe_normalised(patches, "sar"),
             options or MatchOptions(),
+            rounds=refine,
         )
 
     @classmethod
@@ -123,7 +129,7 @@ class SDNet(Predictor):
         source = config.checkpoint_path or "outputs/train/best.ckpt"
         model = cls.from_checkpoint(source, keys.backend, config)
         images = [to_grey8(read_image(path, 1)) for path in (keys.optical, keys.sar)]
-        matches = model.match(images[0], images[1], match_options(keys))
+        matches = model.match(images[0], images[1], match_options(keys), keys.refine)
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(["optical_x", "optical_y", "sar_x", "sar_y", "distance", "inlier"])

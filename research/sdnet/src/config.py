@@ -69,6 +69,7 @@ class SDNetInfer(InferConfig):
     step: int = key(2, "pixels between tried SAR positions", minimum=0)
     keypoints: int = key(300, "most keypoints in the optical image", minimum=4)
     ratio: float = key(0.97, "largest ratio of best to second best distance", maximum=1)
+    refine: int = key(1, "times to match again after registering", minimum=0)
     ransac: float = key(3.0, "pixels an inlier may be off", minimum=0)
     model: str = key(
         "similarity",
