@@ -22,37 +22,37 @@ Job = Callable[[Task, Any, Path], None]
 
 def train(task: Task, argv: Sequence[str] | None = None) -> None:
     """``python train.py``: train, evaluate every few epochs, keep the best weights."""
-    _command(task, "train", _train, argv)
+    command(task, "train", _train, argv)
 
 
 def evaluate(task: Task, argv: Sequence[str] | None = None) -> None:
     """``python eval.py``: measure a checkpoint on a split."""
-    _command(task, "eval", _evaluate, argv)
+    command(task, "eval", _evaluate, argv)
 
 
 def export(task: Task, argv: Sequence[str] | None = None) -> None:
     """``python export.py``: write MINDIR, AIR or ONNX and compare it with the checkpoint."""
-    _command(task, "export", _export, argv)
+    command(task, "export", _export, argv)
 
 
 def infer(task: Task, argv: Sequence[str] | None = None) -> None:
     """``python infer.py``: run the network on the user's own inputs."""
-    _command(task, "infer", _infer, argv)
+    command(task, "infer", _infer, argv)
 
 
 def convert(task: Task, argv: Sequence[str] | None = None) -> None:
     """``python convert.py``: take over weights trained elsewhere."""
-    _command(task, "convert", _convert, argv)
+    command(task, "convert", _convert, argv)
 
 
 def prepare(task: Task, argv: Sequence[str] | None = None) -> None:
     """``python prepare_data.py``: bring a public data set into the form that training reads."""
-    _command(task, "prepare", _prepare, argv)
+    command(task, "prepare", _prepare, argv)
 
 
 def generate(task: Task, argv: Sequence[str] | None = None) -> None:
     """``python generate_data.py``: write a small data set in the public one's format."""
-    _command(task, "generate", _generate, argv)
+    command(task, "generate", _generate, argv)
 
 
 def guarded(body: Callable[[], int | None]) -> None:
@@ -91,10 +91,19 @@ def load_config(task: Task, command: str, argv: Sequence[str] | None = None) -> 
     return config
 
 
-def _command(task: Task, command: str, job: Job, argv: Sequence[str] | None) -> None:
+def command(task: Task, name: str, job: Job, argv: Sequence[str] | None = None) -> None:
+    """Run a script: configuration, ModelArts where asked for, the job, one sentence on errors.
+
+    Args:
+        task: the network's description.
+        name: the script's name; selects qualified aliases and the default output folder.
+        job: called with task, configuration and output folder.
+        argv: the command line; default the process's own.
+    """
+
     def body() -> None:
         start_logging()
-        config = load_config(task, command, argv)
+        config = load_config(task, name, argv)
         if config.enable_modelarts:
             from model_utils.moxing_adapter import modelarts_job
 

@@ -153,9 +153,9 @@ def test_the_command_writes_the_table(scene_archive, tmp_path):
         )  # fmt: skip
 
     folder = scene_archive.path.parent
-    done = run("--dataroot", folder, "--methods", "correlation", "--out", "table.json")
+    done = run("--dataroot", folder, "--methods", "correlation", "--output_path", "table")
     assert done.returncode == 0, done.stderr
-    stored = json.loads((tmp_path / "table.json").read_text())["methods"]["correlation"]
+    stored = json.loads((tmp_path / "table/metrics.json").read_text())["methods"]["correlation"]
     expected = baselines.baseline_distances(scene_archive, baselines.correlation)
     assert stored["fpr95"] == fpr_at_recall(expected, scene_archive.labels)
     assert f"{stored['fpr95']:.4f}" in done.stdout

@@ -17,17 +17,23 @@ float distances, smaller = more alike; none of them learns anything.
 * ``orientation_moments_search``: the same, at the best of the shifts up to 2 pixels.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 
 from model_utils.errors import UserError
+from model_utils.files import write_json
 from model_utils.metrics.ranking import ranking_metrics
 
-from .patches import PATCH_SIZE, PatchArchive
+from .config import SDNetConfig
+from .patches import PATCH_SIZE, PatchArchive, find_archive, open_patches
+
+log = logging.getLogger("zoo")
 
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 _TINY = 1e-12
@@ -288,3 +294,13 @@ def table_lines(table: dict[str, dict[str, float]]) -> list[str]:
             f"{row['auc']:7.4f} {row.get('pairs_per_second', float('nan')):9.0f}"
         )
     return lines
+
+
+def report(task: object, config: SDNetConfig, output: Path) -> None:
+    """compare_baselines.py: measure every baseline on a split, print and write the table."""
+    archive = open_patches(find_archive(config.data.root, config.evaluate.split))
+    table = compare(archive, config.baselines)
+    for line in table_lines(table):
+        log.info(line)
+    write_json(output / "metrics.json", {"archive": archive.path, "methods": table})
+    log.info("figures in %s", output / "metrics.json")

@@ -94,6 +94,7 @@ class SDNetConfig(Config):
     infer: SDNetInfer = group(SDNetInfer)
     outputs: ExportKeys = group(ExportKeys)
     prepare: PrepareOptions = group(PrepareOptions)
+    baselines: list[str] = key([], "compare_baselines: which ones; none is all", "methods")
     dropout: float = key(0.3, "before the last convolution", minimum=0, maximum=0.99)
 
     LEGACY: ClassVar[Mapping[str, str]] = {

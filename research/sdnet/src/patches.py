@@ -147,13 +147,18 @@ def open_patches(path: PathLike) -> PatchArchive:
     )
 
 
+def has_archive(folder: PathLike, split: str) -> bool:
+    """Whether a data folder holds an archive of a split."""
+    return any((Path(folder) / f"{split}{suffix}").is_file() for suffix in SUFFIXES)
+
+
 def find_archive(folder: PathLike, split: str) -> Path:
     """The archive ``<split>.npz``, ``.h5`` or ``.hdf5`` of a data folder.
 
     Raises:
         UserError: the folder or the archive is missing, or there are several of that name.
     """
-    root = require_folder(folder, "data folder", "set dataroot to the folder of the archives")
+    root = require_folder(folder, "data folder", "set --data_path to the folder of the archives")
     found = [root / f"{split}{suffix}" for suffix in SUFFIXES]
     found = [file for file in found if file.is_file()]
     if len(found) == 1:
@@ -161,7 +166,7 @@ def find_archive(folder: PathLike, split: str) -> Path:
     if not found:
         raise UserError(
             f"{root} holds no {split}.npz, {split}.h5 or {split}.hdf5; make it with "
-            "prepare_data.py or correct dataroot"
+            "prepare_data.py or correct --data_path"
         )
     names = " and ".join(file.name for file in found)
     raise UserError(f"{root} holds both {names}; keep only one of them")

@@ -12,7 +12,6 @@ from model_utils.data import EvaluationSampler, Loader
 from model_utils.distributed import GatherRanks, Ranks, gather_parts
 from model_utils.errors import UserError
 from model_utils.exporting import ExportInput
-from model_utils.files import require_folder
 from model_utils.logs import Progress
 from model_utils.metrics.ranking import ranking_metrics
 from model_utils.task import Step, Task
@@ -23,7 +22,7 @@ from .dataset import Augmentation, ImagePairDataset, PatchDataset
 from .losses import SDNetLoss, SDNetTrainCell
 from .metrics import accuracy_line, descriptor_distances, epoch_line
 from .network import DescriptorOnly, SDNetNetwork
-from .patches import PATCH_SIZE, SUFFIXES
+from .patches import PATCH_SIZE, find_archive, has_archive
 from .preparing import PrepareOptions, list_pairs, prepare, split_pairs
 
 log = logging.getLogger("zoo")
@@ -61,22 +60,16 @@ class SDNetTask(Task):
         keys = config.data
         if split == "train" and keys.images:
             return self._cut_from_images(config)
-        root = require_folder(keys.root, "data folder", "set --data_path or run prepare_data.py")
-        for suffix in SUFFIXES:
-            path = root / f"{split}{suffix}"
-            if path.is_file():
-                return PatchDataset(
-                    path,
-                    keys.image_size,
-                    keys.mean_image,
-                    keys.std_image,
-                    augment=split == "train" and keys.archive_symmetries,
-                    require_matching=split == "train",
-                )
-        if split == "train":
-            names = " or ".join(f"train{suffix}" for suffix in SUFFIXES)
-            raise UserError(f"{root} holds no {names}; prepare_data.py writes them from images")
-        return None
+        if split != "train" and Path(keys.root).is_dir() and not has_archive(keys.root, split):
+            return None
+        return PatchDataset(
+            find_archive(keys.root, split),
+            keys.image_size,
+            keys.mean_image,
+            keys.std_image,
+            augment=split == "train" and keys.archive_symmetries,
+            require_matching=split == "train",
+        )
 
     def _cut_from_images(self, config: SDNetConfig) -> ImagePairDataset:
         keys = config.data
@@ -97,8 +90,7 @@ class SDNetTask(Task):
 
     def validation_split(self, config: SDNetConfig) -> str:
         """``val`` if there is one; the ModelZoo's data has only ``test``."""
-        root = Path(config.data.root)
-        return "val" if any((root / f"val{suffix}").is_file() for suffix in SUFFIXES) else "test"
+        return "val" if has_archive(config.data.root, "val") else "test"
 
     def train_inputs(self, batch: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         """Optical and SAR patches; every row is a true pair, its label is not needed."""
