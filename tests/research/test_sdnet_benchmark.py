@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,3 +116,30 @@ def test_impossible_options_are_one_sentence(arguments, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_pytorch_does_not_inherit_the_cap_for_mindspore(tmp_path, monkeypatch):
+    # The test process has capped itself; a user's shell has not.
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    seen = []
+
+    class Spy(benchmarking.Worker):
+        def __init__(self, name, job):
+            super().__init__(name, job)
+            environment = Path(f"/proc/{self.process.pid}/environ").read_bytes()
+            seen.append((name, b"ONEDNN_MAX_CPU_ISA" in environment))
+
+    monkeypatch.setattr(benchmarking, "Worker", Spy)
+    names = "infer-onnxruntime,infer-mindspore"
+    output = tmp_path / "figures.json"
+    status = benchmarking.main(
+        [
+            "--batch_size=1",
+            "--rounds=1",
+            "--repeats=1",
+            f"--contenders={names}",
+            f"--output={output}",
+        ]
+    )
+    assert status == 0
+    assert seen == [("prepare", False), ("infer-onnxruntime", False), ("infer-mindspore", False)]
