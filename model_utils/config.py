@@ -170,15 +170,15 @@ def load(
     """
     index = _Index(defaults, command)
     given = _parse_command_line(argv, index)
-    if "help" in given:
-        print(help_text(index, describe))
-        raise SystemExit(0)
     folders = list(folders)
     name = given.pop("config_path", default_file)
     if name:
         path = find_file(name, folders)
         for dotted, value in read_yaml(path, folders).items():
             _assign(defaults, index, dotted, value, str(path))
+    if "help" in given:
+        print(help_text(_Index(defaults, command), describe))
+        raise SystemExit(0)
     for entry in index.entries:
         if entry.field.metadata.get("environment") and entry.field.name in os.environ:
             text = os.environ[entry.field.name]
@@ -438,9 +438,22 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def save(config: Any, path: str | os.PathLike[str], command: str) -> None:
-    """Write the resolved configuration so that ``--config_path`` of this file re-runs it."""
+    """Write the resolved configuration so that ``--config_path`` of this file re-runs it.
+
+    What to do with earlier results (``resume``, ``overwrite``) belongs to one call and is left
+    out.
+    """
     program = Path(sys.argv[0]).name
     with atomic_write(path, "w") as stream:
         stream.write(f"# Resolved configuration of a '{command}' run. To run it again:\n")
         stream.write(f"#   python {program} --config_path {path}\n")
-        yaml.safe_dump(to_dict(config), stream, sort_keys=False, allow_unicode=True)
+        values = _without(to_dict(config), ("resume", "overwrite"))
+        yaml.safe_dump(values, stream, sort_keys=False, allow_unicode=True)
+
+
+def _without(values: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        name: _without(value, names) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if name not in names
+    }

@@ -1,6 +1,7 @@
 """The commands behind every network's scripts."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -68,12 +69,21 @@ def guarded(body: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         status = 130
+    except BrokenPipeError:
+        # The reader of our output, such as head, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
     sys.exit(status or 0)
 
 
 def load_config(task: Task, command: str, argv: Sequence[str] | None = None) -> Any:
     """The task's configuration from its files and a command line."""
-    example = {"export": "--file_format=ONNX", "convert": "--source=reference.pth"}
+    example = {
+        "export": "--checkpoint_path=FILE --file_format=ONNX",
+        "convert": "--source=reference.pth",
+        "infer": task.infer_example,
+        "generate": "--output_path=DATA",
+    }
     config = configuration.load(
         task.config_class(),
         sys.argv[1:] if argv is None else argv,
@@ -82,7 +92,8 @@ def load_config(task: Task, command: str, argv: Sequence[str] | None = None) -> 
         default_file=task.default_config,
         describe=f"{task.title}: python {command}.py [--config_path NAME_OR_FILE] [--key=value ...]"
         f"\nExample: python {command}.py {example.get(command, '--data_path=DATA')}"
-        f"\nDefault configuration: {task.default_config or 'the values below'}",
+        f"\nDefault configuration: {task.default_config or 'the values below'}; the defaults below "
+        "are its values.",
     )
     config.train.resume |= config.resume
     config.train.overwrite |= config.overwrite
@@ -124,7 +135,6 @@ def _train(task: Task, config: Any, output: Path) -> None:
     try:
         if lock is not None:
             lock.__enter__()
-            configuration.save(config, output / "config.yaml", "train")
         start_logging(ranks.first, output / "train.log")
         trainer = Trainer(task, config, started.device, ranks, output)
         if ranks.first:

@@ -157,6 +157,8 @@ class Task(abc.ABC):
     config_class: ClassVar[type[Config]] = Config
     default_config: ClassVar[str | None] = None
     """Name of the YAML file used without --config_path; None for the built-in values."""
+    infer_example: ClassVar[str] = "--checkpoint_path=FILE"
+    """A command line of infer.py, for its help."""
 
     @property
     def folder(self) -> Path:

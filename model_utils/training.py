@@ -15,6 +15,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from model_utils import checkpoint as checkpoints
+from model_utils import config as configuration
 from model_utils.config import key
 from model_utils.data import Dataset, EpochSampler, Loader
 from model_utils.distributed import Ranks, synchronize_batch_norm
@@ -414,6 +415,8 @@ class Trainer:
                 f"{self.output} already holds a run; add --resume to go on with it, --overwrite "
                 "to replace it, or choose another output_path"
             )
+        if self.ranks.first:
+            configuration.save(self.config, self.output / "config.yaml", "train")
         keep = self.done - self.pending if self.config.train.resume else None
         self.table = Table(self.output / "metrics.csv", keep)
         self.scalars = Scalars(
@@ -526,7 +529,8 @@ class Trainer:
 
     def _finish_epoch(self) -> None:
         """Log, evaluate, write checkpoints and state at the end of a pass."""
-        number = self.boundaries.index(self.done) + 1
+        # Several passes may end at one step when the data is smaller than a batch: the last.
+        number = len(self.boundaries) - self.boundaries[::-1].index(self.done)
         last = self.done == self.total
         if not self.pending:
             self.pending = True

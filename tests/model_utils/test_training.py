@@ -162,10 +162,12 @@ def test_a_run_in_stages_equals_one_in_a_piece(undisturbed, tmp_path):
 
 
 def test_earlier_results_are_not_overwritten_by_accident(undisturbed):
+    before = (undisturbed / "config.yaml").read_text()
     text = run(undisturbed, *EVERYTHING, status=2)
     assert "already holds a run; add --resume" in text
     text = run(undisturbed, *BASE, "--batch_size=4", "--resume", status=2)
-    assert "global_batch 16 -> 4" in text and "Traceback" not in text
+    assert "global_batch 16 -> 8" in text and "Traceback" not in text
+    assert (undisturbed / "config.yaml").read_text() == before
 
 
 def test_two_runs_into_one_folder(tmp_path):

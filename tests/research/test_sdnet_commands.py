@@ -279,6 +279,17 @@ def test_help_speaks_the_terms_of_the_task(command, tmp_path):
     text = run(f"{command}.py", "--help", cwd=tmp_path)
     for words in ("--loss.margin (number, default: 1.0; also --margin)", "--dropout", "SDNet:"):
         assert words in text
+    # The defaults are those of the file that is used without --config_path.
+    assert "--optimizer.lr (number, default: 0.004; also --lr)" in text
+
+
+@pytest.mark.parametrize("name", ["README.md", "README_CN.md"])
+def test_the_readmes_list_every_key(name):
+    from model_utils.config import entries
+
+    text = (NET / name).read_text(encoding="utf-8")
+    missing = [e.path for e in entries(SDNetConfig()) if f"| `{e.path}` |" not in text]
+    assert not missing
 
 
 def archive(folder, **changes):

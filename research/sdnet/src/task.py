@@ -37,6 +37,7 @@ class SDNetTask(Task):
     loss_names = ("loss", "matching", "ranking", "reconstruction")
     config_class = SDNetConfig
     default_config = "sen1-2_config"
+    infer_example = "--checkpoint_path=FILE --optical=A.png --sar=B.png"
 
     def build_network(self, config: SDNetConfig, ranks: Ranks) -> SDNetNetwork:
         """The network, initialised as upstream's."""
