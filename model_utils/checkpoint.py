@@ -20,6 +20,8 @@ from model_utils.layers import TRANSIENT
 WEIGHTS = "weights"
 STATE = "training state"
 _META = ("zoo_network", "zoo_kind", "zoo_info")
+# The first record of our files: one cut off between two records, which parses, is known by it.
+_MARK = "zoo_format"
 Rename = Callable[[str], str]
 
 
@@ -57,7 +59,8 @@ def save(
     import mindspore as ms
 
     target = Path(path)
-    records = [{"name": name, "data": ms.Tensor(value)} for name, value in arrays.items()]
+    records = [{"name": _MARK, "data": ms.Tensor(np.array([1], np.int32))}]
+    records += [{"name": name, "data": ms.Tensor(value)} for name, value in arrays.items()]
     notes = {
         "zoo_network": network,
         "zoo_kind": kind,
@@ -117,8 +120,9 @@ def load(path: PathLike) -> Checkpoint:
             f"({source.stat().st_size} bytes); restore it from a copy"
         ) from error
     notes = {name: str(loaded.pop(name)) for name in _META if name in loaded}
-    # A flipped bit can hide the checksum from the framework, which then checks nothing.
-    if notes and b"crc_num" not in source.read_bytes()[-32:]:
+    # Without the checksum, flipped away or cut off, the framework checks nothing.
+    ours = loaded.pop(_MARK, None) is not None or bool(notes)
+    if ours and b"crc_num" not in source.read_bytes()[-32:]:
         raise UserError(f"checkpoint {source} has lost its checksum; restore it from a copy")
     arrays = {name: _array(value) for name, value in loaded.items() if not isinstance(value, str)}
     if not arrays:

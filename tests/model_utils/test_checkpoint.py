@@ -66,6 +66,15 @@ def test_a_truncated_file_never_loads(tmp_path_factory, whole, share):
         checkpoints.load_weights(Small(), path, name="small")
 
 
+def test_a_file_cut_between_two_records_never_loads(tmp_path, whole):
+    """Such a file parses; without notes and checksum it looks like another program's."""
+    place = whole.index(b"zoo_network") - 4
+    for end in range(place - 3, place + 4):
+        (tmp_path / "a.ckpt").write_bytes(whole[:end])
+        with pytest.raises(UserError, match=r"a\.ckpt"):
+            checkpoints.load_weights(Small(), tmp_path / "a.ckpt", name="small")
+
+
 @settings(max_examples=150, deadline=None)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_a_flipped_bit_never_loads(tmp_path_factory, whole, place, bit):
