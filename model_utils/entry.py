@@ -222,6 +222,7 @@ def _export(task: Task, config: Any, output: Path) -> None:
 def _infer(task: Task, config: Any, output: Path) -> None:
     runtime.start(config.device_target, config.seed)
     task.infer(config, output)
+    configuration.save(config, output / "config.yaml", "infer")
 
 
 def _convert(task: Task, config: Any, output: Path) -> None:
@@ -233,6 +234,7 @@ def _convert(task: Task, config: Any, output: Path) -> None:
 
 def _prepare(task: Task, config: Any, output: Path) -> None:
     task.prepare(config, output)
+    configuration.save(config, output / "config.yaml", "prepare_data")
 
 
 def _generate(task: Task, config: Any, output: Path) -> None:

@@ -228,3 +228,11 @@ def test_accumulation_equals_the_large_batch(tmp_path):
     a, b = state(tmp_path / "a").arrays, state(tmp_path / "b").arrays
     # Batch normalisation sees half batches: only the first update's share is comparable.
     assert a["global_step"] == b["global_step"] == 12
+
+
+def test_event_files_where_tensorboardx_is_installed(tmp_path):
+    pytest.importorskip("tensorboardX")
+    run(tmp_path, *BASE)
+    (events,) = (tmp_path / "events").iterdir()
+    content = events.read_bytes()
+    assert all(tag in content for tag in (b"train/loss", b"train/error", b"lr", b"eval/error"))
