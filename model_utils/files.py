@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,20 @@ import numpy as np
 from model_utils.errors import UserError
 
 PathLike = str | os.PathLike[str]
+# What makes a target unwritable, with words where the system's own would mislead.
+_UNWRITABLE = {
+    errno.EACCES: "",
+    errno.EPERM: "",
+    errno.EROFS: "",
+    errno.ENOTDIR: "",
+    errno.EEXIST: "",
+    errno.EISDIR: "a folder has this name",
+    errno.ENAMETOOLONG: "",
+    errno.ELOOP: "",
+    errno.EIO: "",
+    # Parents are created, so this is a place like /proc, or a folder removed meanwhile.
+    errno.ENOENT: "the folder does not exist and cannot be created",
+}
 
 
 @contextlib.contextmanager
@@ -31,7 +46,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         UserError: the folder cannot be written or the disk is full; names the target.
     """
     target = Path(path)
-    with _explain_os_errors(target):
+    with explain_os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
             prefix=f".{target.stem}.", suffix=f".tmp{target.suffix}", dir=target.parent
@@ -94,22 +109,36 @@ def read_json(path: PathLike) -> Any:
 
 
 def require_file(path: PathLike, what: str, remedy: str = "check the path") -> Path:
-    """Return ``path`` if it is a file, else raise a UserError saying what it should be."""
+    """Return ``path`` if it is a readable file, else raise a UserError saying why not."""
     found = Path(path)
-    if found.is_dir():
+    mode = _mode(found, what, remedy)
+    if stat.S_ISDIR(mode):
         raise UserError(f"{what} {found} is a folder, not a file; {remedy}")
-    if not found.is_file():
-        raise UserError(f"{what} {found} does not exist; {remedy}")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{what} {found} is not a regular file; {remedy}")
+    if not os.access(found, os.R_OK):
+        raise UserError(f"{what} {found} cannot be read: permission denied; {remedy}")
     return found
 
 
 def require_folder(path: PathLike, what: str, remedy: str = "check the path") -> Path:
-    """Return ``path`` if it is a folder, else raise a UserError saying what it should be."""
+    """Return ``path`` if it is a readable folder, else raise a UserError saying why not."""
     found = Path(path)
-    if not found.is_dir():
-        reason = "is a file, not a folder" if found.exists() else "does not exist"
-        raise UserError(f"{what} {found} {reason}; {remedy}")
+    if not stat.S_ISDIR(_mode(found, what, remedy)):
+        raise UserError(f"{what} {found} is a file, not a folder; {remedy}")
+    if not os.access(found, os.R_OK | os.X_OK):
+        raise UserError(f"{what} {found} cannot be read: permission denied; {remedy}")
     return found
+
+
+def _mode(path: Path, what: str, remedy: str) -> int:
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{what} {path} does not exist; {remedy}") from error
+    except (OSError, ValueError) as error:  # no permission, a name too long or with a zero byte
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{what} {path} cannot be read: {reason}; {remedy}") from error
 
 
 def sha256(path: PathLike) -> str:
@@ -173,7 +202,7 @@ class FolderLock:
 
     def __enter__(self) -> "FolderLock":
         """Take the lock or say who has it."""
-        with _explain_os_errors(self.path):
+        with explain_os_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Kept open as long as the lock is held: flock goes with the open file.
             stream = open(self.path, "a+", encoding="ascii")
@@ -201,7 +230,8 @@ class FolderLock:
 
 
 @contextlib.contextmanager
-def _explain_os_errors(path: Path) -> Iterator[None]:
+def explain_os_errors(path: Path) -> Iterator[None]:
+    """Turn what the system refuses while ``path`` is written into a UserError that says so."""
     try:
         yield
     except OSError as error:
@@ -209,8 +239,17 @@ def _explain_os_errors(path: Path) -> Iterator[None]:
             raise UserError(
                 f"no space left while writing {path}; free some space, earlier files are untouched"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in _UNWRITABLE and _concerns(error, path):
             raise UserError(
-                f"cannot write {path}: {error.strerror}; choose a folder you may write to"
+                f"cannot write {path}: {_UNWRITABLE[error.errno] or error.strerror}; "
+                "choose a folder you may write to"
             ) from error
         raise
+
+
+def _concerns(error: OSError, path: Path) -> bool:
+    # The body of a write may also read; a missing input is not the target's fault.
+    if not isinstance(error.filename, str):
+        return True
+    named = Path(error.filename)
+    return path.parent in (named, *named.parents) or named in path.parents

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from model_utils.files import (
     atomic_write,
     read_image,
     read_json,
+    require_file,
+    require_folder,
     write_image,
     write_json,
 )
@@ -126,3 +129,47 @@ def test_an_unwritable_target_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"), atomic_path(tmp_path / "file" / "x"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("/proc/run/a.json", "cannot write /proc/run/a.json: the folder does not exist"),
+        ("{tmp}/" + "x" * 300 + "/a.json", "File name too long"),
+        ("{tmp}", "cannot write {tmp}: a folder has this name"),
+    ],
+)
+def test_places_that_cannot_hold_a_file_are_sentences(tmp_path, place, words):
+    with pytest.raises(UserError, match=re.escape(words.format(tmp=tmp_path))):
+        write_json(place.format(tmp=tmp_path), {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_input_is_not_blamed_on_the_target(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "out" / "a.bin") as stream:
+        stream.write((tmp_path / "input.bin").read_bytes())
+
+
+def test_a_lock_in_an_impossible_place_is_a_sentence():
+    with pytest.raises(UserError, match=r"cannot write /proc/run/\.lock"), FolderLock("/proc/run"):
+        pass
+
+
+def test_an_input_that_cannot_be_read_is_a_sentence(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    path.write_text("1")
+    assert require_file(path, "table") == path and require_folder(tmp_path, "data") == tmp_path
+    with pytest.raises(UserError, match="is a file, not a folder"):
+        require_folder(path, "data")
+    with pytest.raises(UserError, match="is a folder, not a file"):
+        require_file(tmp_path, "table")
+    with pytest.raises(UserError, match="File name too long; check the path"):
+        require_file(tmp_path / ("x" * 300), "table")
+    with pytest.raises(UserError, match="/dev/null is not a regular file"):
+        require_file("/dev/null", "table")
+    # Not by permissions: root may read everything.
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(UserError, match=rf"table {path} cannot be read: permission denied"):
+        require_file(path, "table")
+    with pytest.raises(UserError, match=rf"data {tmp_path} cannot be read: permission denied"):
+        require_folder(tmp_path, "data")
