@@ -8,6 +8,8 @@ aliases declared beside the field they mean. Unknown keys are refused with the n
 
 import dataclasses
 import difflib
+import math
+import operator
 import os
 import re
 import sys
@@ -27,6 +29,11 @@ BASE_KEYS = ("base", "__BASE__")
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 _NONE = {"none", "null", "~", ""}
+_BOUNDS = (
+    ("minimum", operator.ge, "at least"),
+    ("maximum", operator.le, "at most"),
+    ("below", operator.lt, "below"),
+)
 
 
 def key(
@@ -36,6 +43,7 @@ def key(
     choices: Sequence[Any] | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
+    below: float | None = None,
     environment: bool = False,
 ) -> Any:
     """Declare one configuration key.
@@ -46,7 +54,8 @@ def key(
         aliases: other spellings, accepted in YAML and on the command line. ``"export:height"``
             holds for the command ``export`` only, where it outranks an unqualified alias.
         choices: the values allowed, compared without regard to case for text.
-        minimum, maximum: inclusive bounds of a number.
+        minimum, maximum: inclusive bounds of a number, or of each number of a list.
+        below: exclusive upper bound.
         environment: read the environment variable of the key's own name if it is set.
     """
     metadata = {
@@ -55,6 +64,7 @@ def key(
         "choices": choices,
         "minimum": minimum,
         "maximum": maximum,
+        "below": below,
         "environment": environment,
     }
     if isinstance(default, (list, dict)):
@@ -127,6 +137,10 @@ class _Index:
         if name in self.legacy:
             return None
         raise UserError(f"{source}: unknown key '{name}'{self.suggest(name)}")
+
+    def is_group(self, name: str) -> bool:
+        """Whether keys exist below this name."""
+        return any(known.startswith(_plain(name) + ".") for known in self.by_name)
 
     def suggest(self, name: str) -> str:
         """Text that names the nearest known key."""
@@ -219,17 +233,19 @@ def find_file(name: str, folders: Sequence[Path]) -> Path:
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads 1e-6 as text and refuses duplicate keys silently; this loader does neither."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        """Refuse a key given twice in one mapping."""
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """Refuse a key given twice in one mapping, before merge keys (``<<``) add others."""
+        node = super().compose_mapping_node(anchor)
         seen = set()
         for key_node, _ in node.value:
-            name = self.construct_object(key_node, deep=deep)
-            if name in seen:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue  # no key of ours; the constructor refuses it
+            if key_node.value in seen:
                 raise yaml.YAMLError(
-                    f"key '{name}' stands twice, line {key_node.start_mark.line + 1}"
+                    f"key '{key_node.value}' stands twice, line {key_node.start_mark.line + 1}"
                 )
-            seen.add(name)
-        return super().construct_mapping(node, deep)
+            seen.add(key_node.value)
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -254,23 +270,39 @@ def read_yaml(
     if path in _chain:
         circle = " -> ".join(str(p) for p in (*_chain, path))
         raise UserError(f"configuration files inherit in a circle: {circle}")
-    require_file(path, "configuration")
-    try:
-        documents = list(yaml.load_all(path.read_text(encoding="utf-8"), Loader=_Loader))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    values = documents[0] if documents and documents[0] is not None else {}
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold keys and values, not a {type(values).__name__}")
+    values = _parse_yaml(path)
     merged: dict[str, Any] = {}
     for base_key in BASE_KEYS:
-        bases = values.pop(base_key, [])
-        for base in [bases] if isinstance(bases, str) else bases:
+        for base in _base_names(values.pop(base_key, None), path):
             relative = path.parent / base
             found = relative.resolve() if relative.is_file() else find_file(base, folders)
             _override(merged, read_yaml(found, folders, (*_chain, path)))
     _override(merged, _flatten(values))
     return merged
+
+
+def _parse_yaml(path: Path) -> dict[Any, Any]:
+    """The first document of a YAML file, which must be a mapping."""
+    require_file(path, "configuration")
+    try:
+        documents = list(yaml.load_all(path.read_text(encoding="utf-8"), Loader=_Loader))
+    # ValueError: bytes that are not UTF-8, dates that do not exist.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise UserError(f"configuration {path} cannot be read: {error.strerror}") from error
+    values = documents[0] if documents and documents[0] is not None else {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold keys and values, not a {type(values).__name__}")
+    return values
+
+
+def _base_names(bases: Any, path: Path) -> list[str]:
+    names = [] if bases is None else bases if isinstance(bases, list) else [bases]
+    for name in names:
+        if not isinstance(name, str):
+            raise UserError(f"{path}: base={name!r} is not the name of a configuration file")
+    return names
 
 
 def _override(merged: dict[str, Any], later: Mapping[str, Any]) -> None:
@@ -320,6 +352,8 @@ def _is_bool(kind: Any) -> bool:
 
 
 def _assign(config: Any, index: _Index, name: str, value: Any, source: str) -> None:
+    if value is None and _plain(name) not in index.by_name and index.is_group(name):
+        return  # a YAML group with all its keys left out
     entry = index.find(name, source)
     if entry is None:
         print(f"note: {source}: '{name}' has no effect here ({index.legacy[name]})", flush=True)
@@ -346,12 +380,12 @@ def _check(value: Any, entry: Entry, name: str, source: str) -> None:
         hint = f"; did you mean {close[0]}?" if close else ""
         known = ", ".join(str(choice) for choice in choices)
         raise UserError(f"{source}: {name}={value} is not one of {known}{hint}")
-    for bound, wrong, text in (("minimum", -1, "at least"), ("maximum", 1, "at most")):
+    for bound, holds, text in _BOUNDS:
         limit = metadata.get(bound)
         if limit is None or isinstance(value, (str, bool)):
             continue
         for number in value if isinstance(value, list) else [value]:
-            if (number - limit) * wrong > 0 or number != number:
+            if not holds(number, limit):
                 raise UserError(f"{source}: {name}={number} must be {text} {limit}")
 
 
@@ -366,9 +400,7 @@ def _convert(value: Any, kind: Any, name: str, source: str) -> Any:
         return _convert(value, rest[0], name, source)
     if origin is list:
         if isinstance(value, str):
-            value = (
-                yaml.load(value, Loader=_Loader) if value.strip()[:1] == "[" else value.split(",")
-            )
+            value = _list_of_text(value, problem)
         if not isinstance(value, (list, tuple)):
             value = [value]
         return [_convert(item, arguments[0], name, source) for item in value]
@@ -385,6 +417,8 @@ def _convert(value: Any, kind: Any, name: str, source: str) -> Any:
         if isinstance(value, bool):
             raise problem
         number = float(value)
+        if not math.isfinite(number):
+            raise UserError(f"{source}: {name}={value} is not a finite number")
         if kind is int:
             if number != int(number):
                 raise problem
@@ -393,6 +427,15 @@ def _convert(value: Any, kind: Any, name: str, source: str) -> Any:
             )
         return number
     except (TypeError, ValueError, OverflowError) as error:
+        raise problem from error
+
+
+def _list_of_text(text: str, problem: UserError) -> Any:
+    if text.strip()[:1] != "[":
+        return text.split(",")
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:
         raise problem from error
 
 

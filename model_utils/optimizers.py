@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from model_utils.config import key
+from model_utils.errors import UserError
 
 # nn.AdamWeightDecay lacks bias correction, nn.Momentum's nesterov and nn.RMSProp differ from
 # every publication, mint.optim does not update at all on CPU (docs/framework_traps.md).
@@ -20,10 +21,10 @@ class OptimizerConfig:
     name: str = key("adam", "update rule", "optimizer", choices=OPTIMIZERS)
     lr: float = key(0.001, "initial learning rate", "lr", minimum=0)
     weight_decay: float = key(0.0, "L2 term added to the gradient", "wd", minimum=0)
-    beta1: float = key(0.9, "Adam's decay of the mean", "beta1", minimum=0, maximum=1)
-    beta2: float = key(0.999, "Adam's decay of the variance", "beta2", minimum=0, maximum=1)
+    beta1: float = key(0.9, "Adam's decay of the mean", "beta1", minimum=0, below=1)
+    beta2: float = key(0.999, "Adam's decay of the variance", "beta2", minimum=0, below=1)
     eps: float = key(1e-8, "Adam's epsilon")
-    momentum: float = key(0.9, "momentum of sgd", "momentum", minimum=0, maximum=1)
+    momentum: float = key(0.9, "momentum of sgd", "momentum", minimum=0, below=1)
     nesterov: bool = key(False, "Nesterov's form of momentum")
     clip_norm: float = key(0.0, "largest global norm of the gradient; 0 does not clip", minimum=0)
     schedule: str = key(
@@ -50,8 +51,17 @@ def build_optimizer(
         groups: MindSpore parameter groups: dicts with "params" and optionally "weight_decay"
             and "lr_scale" (a factor of the learning rate).
         rates: learning rates of all steps, float32.
+
+    Raises:
+        UserError: settings that contradict each other.
     """
     from mindspore import nn
+
+    if config.name == "sgd" and config.nesterov and config.momentum <= 0:
+        raise UserError(
+            f"optimizer.nesterov is a form of momentum, but optimizer.momentum={config.momentum}; "
+            "set a momentum above 0 or optimizer.nesterov=false"
+        )
 
     table = rates.tolist()
     prepared = []

@@ -1,6 +1,7 @@
 import dataclasses
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -29,6 +30,7 @@ class Outer:
     enable_modelarts: bool = key(False, "cloud")
     optimizer: Inner = group(Inner)
     second: Inner = group(Inner, lr=0.5)
+    decay: float = key(0.9, "share kept", minimum=0, below=1)
 
     LEGACY = {"lr_decay": "was never read"}
 
@@ -89,7 +91,15 @@ def test_booleans_in_any_usual_spelling(tmp_path, text):
         ("--epochs=2.5", ["epochs='2.5'", "integer"]),
         ("--epochs=two", ["epochs='two'", "integer"]),
         ("--epochs=0", ["epochs=0", "at least 1"]),
-        ("--lr=nan", ["lr=nan"]),
+        ("--lr=nan", ["lr=nan is not a finite number"]),
+        ("--lr=inf", ["lr=inf is not a finite number"]),
+        ("--limit=-Infinity", ["limit=-Infinity is not a finite number"]),
+        ("--epochs=inf", ["epochs=inf is not a finite number"]),
+        ("--lr=1e999", ["lr=1e999 is not a finite number"]),
+        ("--decay=1", ["decay=1.0 must be below 1"]),
+        ("--optimizer.steps=[0.5,", ["optimizer.steps='[0.5,'", "a list of numbers"]),
+        ("--optimizer.steps=[2026-02-31]", ["optimizer.steps='[2026-02-31]'", "a list"]),
+        ("--optimizer.steps=0.5,nan", ["optimizer.steps=nan is not a finite number"]),
         ("--lr=-1", ["lr=-1", "at least 0"]),
         ("--flip=maybe", ["flip='maybe'", "boolean"]),
         ("--optimizer.name=adm", ["adm", "did you mean adam"]),
@@ -110,7 +120,14 @@ def test_a_wrong_flag_is_one_sentence(flag, words):
         ("epochs: [", ["not valid YAML"]),
         ("- 1\n- 2\n", ["must hold keys"]),
         ("epochs: 1\nepochs: 2\n", ["stands twice"]),
+        ("x: {<<: {a: 1}, b: 1, b: 2}\n", ["key 'b' stands twice, line 1"]),
         ("base: other\n", ["other does not exist"]),
+        ("base: 5\n", ["net.yaml: base=5 is not the name"]),
+        ("base: [{a: 1}]\n", ["net.yaml: base={'a': 1} is not the name"]),
+        ("? [a, b]\n: 1\n", ["net.yaml is not valid YAML", "unhashable key"]),
+        ("limit: 2026-02-31\n", ["net.yaml is not valid YAML"]),
+        ("limit: .inf\n", ["limit=inf is not a finite number"]),
+        ("optimizer: 5\n", ["unknown key 'optimizer'"]),
         ("base: net\n", ["circle"]),
         ("!!python/object/apply:os.system ['true']", ["not valid YAML"]),
     ],
@@ -120,6 +137,41 @@ def test_a_wrong_file_is_one_sentence(tmp_path, text, words):
     with pytest.raises(UserError) as error:
         read("--config_path=net", folders=[tmp_path])
     assert all(word in str(error.value) for word in words)
+
+
+def test_merge_keys_bring_another_groups_values(tmp_path):
+    text = "optimizer: &o\n  lr: 0.2\n  name: sgd\nsecond:\n  <<: *o\n  lr: 0.3\n"
+    write(tmp_path, "net.yaml", text)
+    config = read("--config_path=net", folders=[tmp_path])
+    assert (config.optimizer.lr, config.second.lr) == (0.2, 0.3)
+    assert config.optimizer.name == config.second.name == "sgd"
+
+
+def test_a_group_without_keys_says_nothing(tmp_path):
+    write(tmp_path, "base.yaml", "optimizer: {lr: 0.4}\n")
+    write(tmp_path, "net.yaml", "base: base\noptimizer:\n  # lr: 0.2\nepochs: 4\n")
+    config = read("--config_path=net", folders=[tmp_path])
+    assert (config.optimizer.lr, config.epochs) == (0.4, 4)
+
+
+def test_an_unreadable_file_is_one_sentence(tmp_path, monkeypatch):
+    path = write(tmp_path, "net.yaml", "epochs: 2\n")
+    # Not by permissions: root may read everything.
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(UserError, match=f"configuration {path} cannot be read"):
+        read("--config_path=net", folders=[tmp_path])
+
+
+def test_decays_of_one_are_refused_and_nesterov_needs_momentum():
+    from model_utils.optimizers import OptimizerConfig, build_optimizer
+
+    for name in ("beta1", "beta2", "momentum"):
+        with pytest.raises(UserError, match=f"{name}=1.0 must be below 1"):
+            load(OptimizerConfig(), [f"--{name}=1"], command="train")
+        assert getattr(load(OptimizerConfig(), [f"--{name}=0"], command="train"), name) == 0
+    still = OptimizerConfig(name="sgd", nesterov=True, momentum=0.0)
+    with pytest.raises(UserError, match="nesterov.*momentum=0.0"):
+        build_optimizer(still, [], np.ones(1, np.float32))
 
 
 def test_missing_configuration_names_the_nearest(tmp_path):
