@@ -11,6 +11,7 @@ import numpy as np
 
 from model_utils.distributed import Ranks, initialize, requested
 from model_utils.errors import UserError
+from model_utils.local_adapter import get_device_id
 
 log = logging.getLogger("zoo")
 DEVICES = ("auto", "Ascend", "GPU", "CPU")
@@ -43,10 +44,11 @@ def start(
         device_target: auto, Ascend, GPU or CPU. ``auto`` takes the best that really works.
         seed: of Python, NumPy and MindSpore.
         distributed: join the processes of the launcher that started this one.
-        device_id: card of this process; -1 reads DEVICE_ID, else 0.
+        device_id: card of this process; -1 asks the launcher's environment, else 0.
 
     Raises:
-        UserError: the device asked for by name is absent, or MindSpore does not import.
+        UserError: the device asked for by name is absent, MindSpore does not import, or the
+            environment's DEVICE_ID or RANK_SIZE is no number.
     """
     isa = cap_convolution_isa()
     # Errors only; the framework's warnings are about its own deprecations. Users may override.
@@ -61,7 +63,7 @@ def start(
         ) from error
     _check_versions()
     device, why = choose_device(device_target)
-    number = device_id if device_id >= 0 else int(os.environ.get("DEVICE_ID", "0"))
+    number = device_id if device_id >= 0 else get_device_id()
     if device == "CPU":
         ms.set_device("CPU")
     else:

@@ -87,6 +87,15 @@ def test_a_rank_without_a_launcher_is_a_sentence():
     assert "no launcher started this process" in in_process(code)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "distributed"), [("DEVICE_ID", "abc", False), ("RANK_SIZE", "x", True)]
+)
+def test_a_launchers_number_that_is_none_is_a_sentence(monkeypatch, name, value, distributed):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"{name}='{value}' is not a whole number.*unset it"):
+        runtime.start("CPU", 0, distributed)
+
+
 def test_nothing_happens_at_import():
     """No output, no argument parsing, no device, no environment variable."""
     code = (
