@@ -4,12 +4,15 @@ MindSpore on CPU has a sum all-reduce and little else (docs/framework_traps.md);
 is built on it, so that data-parallel training is exercised for real on any machine.
 """
 
+import functools
 import os
 from dataclasses import dataclass
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
+
+from model_utils.local_adapter import get_device_num
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,12 @@ def initialize() -> Ranks:
 
 
 def requested() -> bool:
-    """Whether a launcher started this process as one of several."""
-    return int(os.environ.get("RANK_SIZE", "1")) > 1 or "MS_ROLE" in os.environ
+    """Whether a launcher started this process as one of several.
+
+    Raises:
+        UserError: RANK_SIZE is no number.
+    """
+    return get_device_num() > 1 or "MS_ROLE" in os.environ
 
 
 class _Sum(nn.Cell):
@@ -52,6 +59,12 @@ class _Sum(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         return self.all_reduce(x)
+
+
+@functools.cache
+def _sum_cell() -> nn.Cell:
+    # One per process: a new Cell would compile its graph anew at every sum.
+    return _Sum()
 
 
 def sum_over_ranks(values: np.ndarray, ranks: Ranks) -> np.ndarray:
@@ -67,12 +80,23 @@ def sum_over_ranks(values: np.ndarray, ranks: Ranks) -> np.ndarray:
         wide = values.astype(np.int64)
         # 12 bits each: sums over up to 4,096 ranks stay exact in float32's 24 bits.
         parts = np.stack([(wide >> shift) & 0xFFF for shift in (36, 24, 12, 0)])
-        summed = _Sum()(Tensor(parts.astype(np.float32))).asnumpy().astype(np.int64)
+        summed = _sum_cell()(Tensor(parts.astype(np.float32))).asnumpy().astype(np.int64)
         return sum(part << shift for part, shift in zip(summed, (36, 24, 12, 0), strict=True))
     high = values.astype(np.float32)
     low = (values - high).astype(np.float32)
-    summed = _Sum()(Tensor(np.stack((high, low)))).asnumpy().astype(np.float64)
+    summed = _sum_cell()(Tensor(np.stack((high, low)))).asnumpy().astype(np.float64)
     return summed[0] + summed[1]
+
+
+def agree(value: int, ranks: Ranks) -> bool:
+    """Whether all ranks hold the same integer of at most 64 bits; every rank gets the answer.
+
+    All ranks must call it. Equal numbers are those whose squares' sum, times their count, is
+    the square of their sum (Cauchy-Schwarz); compared in pieces of 16 bits to stay exact.
+    """
+    pieces = np.array([(value >> shift) & 0xFFFF for shift in (48, 32, 16, 0)])
+    sums = sum_over_ranks(np.concatenate((pieces, pieces * pieces)), ranks)
+    return bool((ranks.size * sums[4:] == sums[:4] ** 2).all())
 
 
 def gather_parts(part: np.ndarray, indices: range, total: int, ranks: Ranks) -> np.ndarray:

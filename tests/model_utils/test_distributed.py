@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from model_utils import checkpoint as checkpoints
-from model_utils.distributed import Ranks, gather_parts, sum_over_ranks
+from model_utils.distributed import Ranks, agree, gather_parts, sum_over_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 # Plain gradient descent: Adam divides by the gradient's size and so magnifies rounding.
@@ -122,12 +122,13 @@ def test_sums_of_one_rank_are_the_values():
     values = np.array([1, 2**40, 0])
     np.testing.assert_array_equal(sum_over_ranks(values, Ranks()), values)
     np.testing.assert_array_equal(gather_parts(values, range(3), 3, Ranks()), values)
+    assert agree(2**63 - 1, Ranks()) and agree(-5, Ranks())
 
 
 SUM = """
 import sys, numpy as np
-from model_utils import runtime
-from model_utils.distributed import gather_parts, sum_over_ranks
+from model_utils import distributed, runtime
+from model_utils.distributed import agree, gather_parts, sum_over_ranks
 ranks = runtime.start("CPU", 0, True).ranks
 whole = np.array([2**44 + 3, 5, 2**24 + 1])
 print(f"R{ranks.rank} int", (sum_over_ranks(whole, ranks) == 2 * whole).all())
@@ -136,6 +137,13 @@ print(f"R{ranks.rank} float", np.allclose(sum_over_ranks(exact, ranks), 2 * exac
 part = range(0, 3) if ranks.rank == 0 else range(3, 7)
 gathered = gather_parts(np.arange(part.start, part.stop) * 10, part, 7, ranks)
 print(f"R{ranks.rank} gather", (gathered == np.arange(7) * 10).all())
+same = [agree(value, ranks) for value in (0, 7, -1, 2**63 - 1)]
+other = [agree(value * (1 + ranks.rank), ranks) for value in (1, -1, 2**20, 2**48, 2**62 - 1)]
+print(f"R{ranks.rank} agree", same == [True] * 4 and other == [False] * 5)
+cells = []
+distributed._Sum = lambda: cells.append(1)  # a further Cell would be a further compilation
+sum_over_ranks(whole, ranks)
+print(f"R{ranks.rank} compiled once", cells == [])
 """
 
 
@@ -156,4 +164,5 @@ def test_host_sums_and_gathers_over_two_ranks(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     for rank in range(2):
         text = (tmp_path / f"train_parallel{rank}" / "log").read_text()
-        assert [f"R{rank} {what} True" in text for what in ("int", "float", "gather")] == [True] * 3
+        for what in ("int", "float", "gather", "agree", "compiled once"):
+            assert f"R{rank} {what} True" in text, what
