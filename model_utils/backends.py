@@ -48,6 +48,11 @@ class Backend(ABC):
 
     name: str
 
+    @property
+    def batch_size(self) -> int | None:
+        """Samples the network takes at once, where a file was exported for one number only."""
+        return None
+
     @abstractmethod
     def run(self, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
         """Compute all outputs for one batch of inputs.
@@ -118,6 +123,12 @@ class MindirBackend(Backend):
         except (RuntimeError, ValueError) as error:
             raise UserError(f"MindSpore cannot load {path}; export it again") from error
 
+    @property
+    def batch_size(self) -> int | None:
+        """The first length of the first input, if it is fixed."""
+        shape = self._inputs[0].shape
+        return shape[0] if shape else None
+
     def run(self, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
         """Compute all outputs; nested tuples come out flat, in order."""
         if self._cell is None:
@@ -162,6 +173,12 @@ class OnnxBackend(Backend):
             )
             for item in self._session.get_inputs()
         ]
+
+    @property
+    def batch_size(self) -> int | None:
+        """The first length of the first input, if it is fixed."""
+        shape = self._inputs[0].shape
+        return shape[0] if shape else None
 
     def run(self, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
         """Compute all outputs in the file's order."""

@@ -6,6 +6,7 @@ The format is MindSpore's own (.ckpt with a CRC-32 over every tensor), readable 
 """
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +18,25 @@ from model_utils.errors import UserError
 from model_utils.files import PathLike, atomic_path, require_file
 from model_utils.layers import TRANSIENT
 
+log = logging.getLogger("zoo")
 WEIGHTS = "weights"
 STATE = "training state"
 _META = ("zoo_network", "zoo_kind", "zoo_info")
 # The first record of our files: one cut off between two records, which parses, is known by it.
 _MARK = "zoo_format"
+# What MindSpore's optimizers and train cells save beside the weights.
+OPTIMIZER_STATE = (
+    "moment1",
+    "moment2",
+    "moments",
+    "accum",
+    "stat",
+    "global_step",
+    "learning_rate",
+    "beta1_power",
+    "beta2_power",
+    "scale_sense",
+)
 Rename = Callable[[str], str]
 
 
@@ -182,12 +197,35 @@ def load_weights(
         for parameter in network.get_parameters()
         if parameter.name.rpartition(".")[2] != TRANSIENT
     }
-    given = {(rename(k) if rename else k): v for k, v in checkpoint.arrays.items()}
     if checkpoint.kind == STATE:
-        given = {k: v for k, v in given.items() if k in wanted}
+        given = _weights_of_state(checkpoint.arrays, wanted)
+    else:
+        given = _renamed(checkpoint, rename or (lambda name: name))
     _compare(wanted, given, path, allow_missing)
     fill(wanted, given)
     return checkpoint
+
+
+def _weights_of_state(arrays: Mapping[str, np.ndarray], wanted: Mapping) -> dict[str, np.ndarray]:
+    """The weights that evaluations of that training saw: moving averages where it kept them."""
+    return {name: arrays.get(f"ema.{name}", arrays[name]) for name in wanted if name in arrays}
+
+
+def _renamed(checkpoint: Checkpoint, rename: Rename) -> dict[str, np.ndarray]:
+    """Arrays under this network's names; optimizer state beside the weights is left out."""
+    given: dict[str, np.ndarray] = {}
+    origin: dict[str, str] = {}
+    for name, value in checkpoint.arrays.items():
+        if any(part in OPTIMIZER_STATE for part in name.split(".")):
+            continue
+        own = rename(name)
+        if own in given:
+            raise UserError(
+                f"checkpoint {checkpoint.path} holds '{origin[own]}' and '{name}', which both "
+                f"mean the parameter '{own}'; remove one of them"
+            )
+        given[own], origin[own] = value, name
+    return given
 
 
 def _compare(wanted: Mapping, given: Mapping, path: PathLike, allow_missing: bool) -> None:
@@ -204,8 +242,6 @@ def _compare(wanted: Mapping, given: Mapping, path: PathLike, allow_missing: boo
             f"(its first is '{next(iter(given), 'none')}'); it belongs to another network, or "
             "needs convert.py"
         )
-    if allow_missing:
-        return
     problems = []
     if missing:
         problems.append(f"lacks {len(missing)} parameter(s): {_few(missing)}")
@@ -213,7 +249,9 @@ def _compare(wanted: Mapping, given: Mapping, path: PathLike, allow_missing: boo
         problems.append(f"has {len(extra)} left-over parameter(s): {_few(extra)}")
     if shapes:
         problems.append(f"has {len(shapes)} of another shape: {_few(shapes)}")
-    if problems:
+    if problems and allow_missing:
+        log.warning("%s %s; the rest is loaded", path, "; ".join(problems))
+    elif problems:
         raise UserError(
             f"checkpoint {path} {'; '.join(problems)}; check the configuration it was trained with"
         )

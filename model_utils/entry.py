@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from model_utils.errors import UserError
 from model_utils.files import FolderLock
 from model_utils.logs import duration, start_logging, write_metrics
 from model_utils.task import Task
-from model_utils.training import BEST_FILE, Stopped, Trainer
+from model_utils.training import BEST_FILE, STATE_FILE, Stopped, Trainer
 
 log = logging.getLogger("zoo")
 Job = Callable[[Task, Any, Path], None]
@@ -70,9 +71,9 @@ def guarded(body: Callable[[], int | None]) -> None:
         print("interrupted", file=sys.stderr, flush=True)
         status = 130
     except BrokenPipeError:
-        # The reader of our output, such as head, has seen enough.
+        # The reader of our output, such as head, has seen enough: fine for help only.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
+        status = 0 if {"-h", "--help"} & set(sys.argv) else 128 + signal.SIGPIPE
     sys.exit(status or 0)
 
 
@@ -95,8 +96,6 @@ def load_config(task: Task, command: str, argv: Sequence[str] | None = None) -> 
         f"\nDefault configuration: {task.default_config or 'the values below'}; the defaults below "
         "are its values.",
     )
-    config.train.resume |= config.resume
-    config.train.overwrite |= config.overwrite
     if not config.output_path:
         config.output_path = f"outputs/{command}"
     return config
@@ -115,13 +114,19 @@ def command(task: Task, name: str, job: Job, argv: Sequence[str] | None = None) 
     def body() -> None:
         start_logging()
         config = load_config(task, name, argv)
+        output = Path(config.output_path)
+        if name not in ("train", "export", "convert") and (output / STATE_FILE).exists():
+            raise UserError(
+                f"{output} holds a training run, whose results would be replaced; choose another "
+                "--output_path"
+            )
         if config.enable_modelarts:
             from model_utils.moxing_adapter import modelarts_job
 
             with modelarts_job(config):
                 job(task, config, Path(config.output_path))
         else:
-            job(task, config, Path(config.output_path))
+            job(task, config, output)
 
     guarded(body)
 
@@ -182,7 +187,8 @@ def _evaluate(task: Task, config: Any, output: Path) -> None:
     metrics = task.evaluate(network, dataset, config, started.ranks, output if first else None)
     if not first:
         return
-    log.info(task.metrics_line(metrics))
+    for line in task.evaluation_lines(metrics, started.device):
+        log.info(line)
     configuration.save(config, output / "config.yaml", "eval")
     write_metrics(
         output / "metrics.json",

@@ -7,7 +7,6 @@ skipped when it was done before with the same command and code.
 
 import hashlib
 import html
-import json
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from model_utils.entry import guarded
 from model_utils.errors import UserError
-from model_utils.files import FolderLock, atomic_write, write_json
+from model_utils.files import FolderLock, atomic_write, read_json, write_json
 from model_utils.logs import duration
 from model_utils.task import Step, Task, find_task, known_networks
 
@@ -56,16 +55,23 @@ def _arguments(argv: list[str]) -> tuple[str, Path | None]:
 
 def _run(task: Task, step: Step, folder: Path) -> dict:
     script = task.folder / step.script
-    marker = folder / ".steps" / f"{_key(step, task)}.json"
-    shown = f"python {script.relative_to(ROOT)} {' '.join(step.arguments)}"
-    if marker.is_file():
+    key = _key(step, task)
+    marker = folder / ".steps" / f"{key}.json"
+    begun_before = folder / ".steps" / f"{key}.begun"
+    if marker.is_file() and any((folder / step.results).glob("*")):
         print("    done before", flush=True)
-        return json.loads(marker.read_text(encoding="utf-8"))
+        return read_json(marker)
+    arguments = step.arguments
+    if step.resumable:
+        arguments += ("--resume" if begun_before.exists() else "--overwrite",)
+    shown = f"python {script.relative_to(ROOT)} {' '.join(arguments)}"
     print(f"    {shown}", flush=True)
+    with atomic_write(begun_before):
+        pass
     begun = time.monotonic()
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
-        [sys.executable, str(script), *step.arguments],
+        [sys.executable, str(script), *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         check=False,
@@ -108,8 +114,7 @@ def write_page(task: Task, steps: list[Step], log: list[dict], folder: Path) -> 
         parts.append(
             f"<p><code>{html.escape(record['command'])}</code><br>{record['seconds']} s</p>"
         )
-        if step.results:
-            parts += _results(folder / step.results, folder)
+        parts += _results(folder / step.results, folder)
     page = folder / "index.html"
     with atomic_write(page, "w") as stream:
         stream.write("\n".join(parts) + "\n")
@@ -120,7 +125,7 @@ def _results(results: Path, folder: Path) -> list[str]:
     parts = []
     figures = results / "metrics.json"
     if figures.is_file():
-        values = json.loads(figures.read_text(encoding="utf-8"))
+        values = read_json(figures)
         rows = [
             f"<tr><th>{html.escape(str(k))}<td>{html.escape(_shown(v))}" for k, v in values.items()
         ]

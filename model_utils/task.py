@@ -108,8 +108,6 @@ class Config:
         "load_path",
         "pretrained",
     )
-    resume: bool = key(False, "train: go on where the run in output_path stopped")
-    overwrite: bool = key(False, "replace the run that output_path already holds")
     enable_modelarts: bool = key(
         False, "run as a ModelArts job", "modelArts_mode", "is_modelarts", environment=True
     )
@@ -136,13 +134,16 @@ class Step:
         title: what it does, for the log and the page.
         script: file in the network's folder.
         arguments: its command line.
-        results: folder it writes, shown on the page; empty for none.
+        results: folder it writes; its figures and pictures go onto the page.
+        resumable: the script takes --resume and --overwrite; it resumes what the same command
+            began, and replaces what another one left.
     """
 
     title: str
     script: str
     arguments: tuple[str, ...]
-    results: str = ""
+    results: str
+    resumable: bool = False
 
 
 class Task(abc.ABC):
@@ -241,6 +242,10 @@ class Task(abc.ABC):
         """One line of figures."""
         numbers = {k: v for k, v in metrics.items() if isinstance(v, float)}
         return "evaluation: " + ", ".join(f"{k} {v:.6g}" for k, v in numbers.items())
+
+    def evaluation_lines(self, metrics: Mapping[str, Any], device: str) -> list[str]:
+        """What eval.py prints."""
+        return [self.metrics_line(metrics)]
 
     # -- export, conversion, inference --------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """The training engine: one compiled step, and the loop around it that survives being killed."""
 
-import json
 import logging
 import math
+import re
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +18,9 @@ from model_utils import checkpoint as checkpoints
 from model_utils import config as configuration
 from model_utils.config import key
 from model_utils.data import Dataset, EpochSampler, Loader
-from model_utils.distributed import Ranks, synchronize_batch_norm
+from model_utils.distributed import Ranks, SyncBatchNorm, agree, synchronize_batch_norm
 from model_utils.errors import UserError
+from model_utils.files import read_json
 from model_utils.logs import Progress, Scalars, Table, duration, write_metrics
 from model_utils.optimizers import build_optimizer
 from model_utils.schedules import learning_rates
@@ -33,12 +34,12 @@ BEST_FILE = "best.ckpt"
 class TrainConfig:
     """Keys of the training loop."""
 
-    epochs: float = key(1.0, "passes over the training data", "epochs", minimum=0)
+    epochs: float = key(1.0, "passes over the training data", "epochs", minimum=1e-6)
     batch_size: int = key(8, "samples per step on one device", "batch_size", minimum=1)
     accumulate: int = key(1, "batches whose gradients make one update", minimum=1)
     shuffle: bool = key(True, "new order of the samples every epoch")
-    resume: bool = key(False, "go on where the run in output_path stopped")
-    overwrite: bool = key(False, "start anew although output_path holds a run")
+    resume: bool = key(False, "go on where the run in output_path stopped", "resume")
+    overwrite: bool = key(False, "replace the run that output_path holds", "overwrite")
     sync_batch_norm: bool = key(True, "batch statistics over all devices")
     ema_decay: float = key(
         0.0, "decay of the moving average of the weights; 0 keeps none", minimum=0, maximum=1
@@ -50,7 +51,7 @@ class TrainConfig:
         choices=("auto", "O0", "O1", "O2", "O3"),
     )
     loss_scale: float = key(1024.0, "initial loss scale under mixed precision", "loss_scale")
-    evaluate_every: float = key(1.0, "epochs between evaluations; 0 never", minimum=0)
+    evaluate_every: int = key(1, "epochs between evaluations; 0 never", minimum=0)
     keep_last: int = key(5, "newest epoch checkpoints to keep; 0 keeps all", minimum=0)
     save_minutes: float = key(10.0, "minutes between training states", minimum=0)
     save_steps: int = key(0, "steps between training states; 0 goes by minutes", minimum=0)
@@ -71,7 +72,7 @@ class TrainStep(nn.Cell):
         accumulate: batches per update; ``add`` takes all but the last of them.
         ema_decay: decay of the moving average of the weights; 0 keeps none.
         loss_scale: 0, or the initial scale of the loss under float16; then a step whose
-            gradients overflow changes nothing but the scale.
+            gradients overflow leaves the weights as they are and halves the scale.
     """
 
     def __init__(
@@ -166,11 +167,16 @@ class AccumulateStep(nn.Cell):
         self.step = step
         self.sums = step.sums
         self.gradients_of = step.gradients_of
+        self.sum_ranks = step.sum_ranks
+        self.size = step.size
 
     def construct(self, *batch: Tensor) -> Tensor:
-        """The batch's losses, stacked."""
+        """The batch's losses, stacked, averaged over ranks."""
         (_, values), gradients = self.gradients_of(*batch)
-        return ops.depend(values, self.hyper_map(_add, self.sums, gradients))
+        values = ops.depend(values, self.hyper_map(_add, self.sums, gradients))
+        if self.sum_ranks is not None:
+            values = self.sum_ranks(values) / self.size
+        return values
 
 
 _scale = ops.MultitypeFuncGraph("scale")
@@ -238,16 +244,24 @@ class Trainer:
         self.task, self.config, self.ranks, self.output = task, config, ranks, output
         train: TrainConfig = config.train
         self.dataset: Dataset = task.build_dataset(config, "train")
-        micro = train.batch_size * train.accumulate
+        self.validation = task.validation_split(config)
+        self.validation_data = task.build_dataset(config, self.validation)
+        if self.validation_data is None and train.evaluate_every and ranks.first:
+            log.warning(
+                "there is no split '%s' in %s: nothing will be evaluated and no best.ckpt kept",
+                self.validation,
+                config.data.root,
+            )
+        update = train.batch_size * train.accumulate
         self.sampler = EpochSampler(
-            len(self.dataset), micro, ranks, config.seed, shuffle=train.shuffle
+            len(self.dataset), update, ranks, config.seed, shuffle=train.shuffle
         )
         self.loader = Loader(
             self.dataset, self.sampler, config.seed, config.data.workers, config.data.worker_kind
         )
         self.total = self.sampler.steps(train.epochs)
         self.network: nn.Cell = task.build_network(config, ranks)
-        if config.checkpoint_path:
+        if config.checkpoint_path and not (train.resume and (output / STATE_FILE).exists()):
             checkpoints.load_weights(
                 self.network,
                 config.checkpoint_path,
@@ -256,12 +270,12 @@ class Trainer:
                 allow_missing=True,
             )
             log.info("initial weights from %s", config.checkpoint_path)
-        self.cell: nn.Cell = task.build_train_cell(self.network, config, ranks)
         if ranks.size > 1 and train.sync_batch_norm:
             synchronize_batch_norm(self.network, ranks)
         level = _amp_level(train.amp_level, device)
-        if level != "O0":
-            self.cell = ms.amp.auto_mixed_precision(self.cell, level)
+        self.cell: nn.Cell = task.build_train_cell(
+            _mixed_precision(self.network, level), config, ranks
+        )
         self.rates = self._rates()
         optimizer = build_optimizer(
             config.optimizer, task.parameter_groups(self.network, config), self.rates
@@ -287,7 +301,7 @@ class Trainer:
         self.best: float | None = None
         # A pass is over but not yet evaluated and written: what a kill at that time leaves.
         self.pending = False
-        self.saved_at = 0
+        self.saved_at = -1  # no state yet
         self.signal: int | None = None
         self.metrics: dict[str, Any] = {}
 
@@ -316,7 +330,7 @@ class Trainer:
         if self.step.averages is not None:
             groups.append(self.step.averages)
         if self.step.scaler is not None:
-            groups.append(list(self.step.scaler.parameters_dict().values()))
+            groups.append([self.step.scaler.scale_value, self.step.scaler.counter])
         for group in groups:
             for parameter in group:
                 found[parameter.name] = parameter
@@ -327,13 +341,14 @@ class Trainer:
         return {
             "samples": self.sampler.length,
             "global_batch": self.sampler.global_batch,
+            "accumulate": self.config.train.accumulate,
+            "shuffle": self.config.train.shuffle,
             "seed": self.config.seed,
             "steps": self.total,
         }
 
     def save_state(self) -> None:
         """Write the training state (first rank only)."""
-        self.saved_at = self.done
         self._saved_time = time.monotonic()
         if not self.ranks.first:
             return
@@ -351,7 +366,7 @@ class Trainer:
         if broken:
             raise UserError(
                 f"{broken[0]} is not finite after step {self.done} although the loss was; lower "
-                f"optimizer.lr (the last state in {self.output} is kept)"
+                f"optimizer.lr, or raise train.batch_size if it is 1 ({self._kept()})"
             )
         checkpoints.save(
             self.output / STATE_FILE,
@@ -360,6 +375,7 @@ class Trainer:
             kind=checkpoints.STATE,
             info=info,
         )
+        self.saved_at = self.done
 
     def restore(self) -> None:
         """Continue from the state file.
@@ -388,7 +404,7 @@ class Trainer:
                 f"{path} lacks {len(unset)} parameter(s) such as '{unset[0]}'; it was written "
                 "with other settings of the network or optimizer"
             )
-        self.done = state.info["step"]
+        self.done = self.saved_at = state.info["step"]
         self.sums = np.array(state.info["sums"])
         self.in_epoch = state.info["in_epoch"]
         self.epoch_seconds = state.info["epoch_seconds"]
@@ -405,16 +421,7 @@ class Trainer:
             Stopped: SIGTERM or SIGINT arrived; the state is saved.
             UserError: the loss is not finite, or results cannot be written.
         """
-        state = self.output / STATE_FILE
-        if self.config.train.resume and state.exists():
-            self.restore()
-        elif self.config.train.resume:
-            log.info("nothing to resume in %s, starting anew", self.output)
-        elif state.exists() and not self.config.train.overwrite:
-            raise UserError(
-                f"{self.output} already holds a run; add --resume to go on with it, --overwrite "
-                "to replace it, or choose another output_path"
-            )
+        self._open_folder()
         if self.ranks.first:
             configuration.save(self.config, self.output / "config.yaml", "train")
         keep = self.done - self.pending if self.config.train.resume else None
@@ -438,14 +445,53 @@ class Trainer:
                 signal.signal(number, handler)
         return self.metrics
 
+    def _open_folder(self) -> None:
+        """Resume, replace or refuse what the output folder holds; the same on every rank."""
+        state = self.output / STATE_FILE
+        resume, overwrite = self.config.train.resume, self.config.train.overwrite
+        if resume and overwrite:
+            raise UserError("--resume and --overwrite exclude each other; choose one")
+        if resume and state.exists():
+            self.restore()
+        elif resume:
+            log.info("nothing to resume in %s, starting anew", self.output)
+        elif state.exists() and not overwrite:
+            raise UserError(
+                f"{self.output} already holds a run; add --resume to go on with it, --overwrite "
+                "to replace it, or choose another output_path"
+            )
+        if not agree(self.done, self.ranks):
+            raise UserError(
+                f"the ranks would start at different steps (this one at {self.done}); "
+                f"{self.output} must be one folder that all hosts share"
+            )
+        if overwrite and self.ranks.first:
+            # The state first: a kill in between must not leave the old run to be resumed.
+            for name in (STATE_FILE, BEST_FILE, "metrics.json", "metrics.csv", "curves.png"):
+                (self.output / name).unlink(missing_ok=True)
+            for path in self._epoch_checkpoints().values():
+                path.unlink(missing_ok=True)
+
+    def _epoch_checkpoints(self) -> dict[int, Path]:
+        """Files of epoch weights by epoch."""
+        pattern = re.escape(Path(self.task.checkpoint_name(0)).name).replace("0", r"(\d+)")
+        found = {}
+        for path in self.output.glob("*.ckpt"):
+            if match := re.fullmatch(pattern, path.name):
+                found[int(match[1])] = path
+        return found
+
     def _catch_signals(self) -> dict[int, Any]:
         # While a graph runs the framework turns SIGINT into SIGTERM, so Ctrl-C may arrive as
         # either; both mean: finish the step, save, stop.
         def remember(number: int, frame: Any) -> None:
+            if self.signal is not None and number == signal.SIGINT:
+                raise KeyboardInterrupt
             self.signal = number
 
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         try:
-            return {n: signal.signal(n, remember) for n in (signal.SIGTERM, signal.SIGINT)}
+            return {number: signal.signal(number, remember) for number in numbers}
         except ValueError:  # not the main thread: a notebook's or a test's business
             return {}
 
@@ -492,11 +538,19 @@ class Trainer:
             return
         names = self.loader.names(self.done)
         shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+        if self.ranks.size > 1:
+            shown += f" on rank {self.ranks.rank}"
         raise UserError(
-            f"the loss is {losses[0]} at step {self.done + 1} of {self.total}; the batch held "
-            f"{shown}; lower optimizer.lr or check these samples (the state of step "
-            f"{self.saved_at} is kept in {self.output})"
+            f"the loss is {losses[~np.isfinite(losses)][0]} at step {self.done + 1} of "
+            f"{self.total}; the batch held {shown}; lower optimizer.lr or check these samples "
+            f"({self._kept()})"
         )
+
+    def _kept(self) -> str:
+        """What a failure leaves, for its message."""
+        if self.saved_at < 0:
+            return "no state was saved yet"
+        return f"the state of step {self.saved_at} is kept in {self.output}"
 
     def _report(self, losses: np.ndarray) -> None:
         rate = float(self.rates[self.done - 1])
@@ -555,15 +609,16 @@ class Trainer:
 
     def _evaluate(self, number: int, last: bool) -> dict[str, Any]:
         every = self.config.train.evaluate_every
-        if not every or not (last or number % max(1, round(every)) == 0):
+        if not every or not (last or number % every == 0):
             return {}
-        dataset = self.task.build_dataset(self.config, self.task.validation_split(self.config))
-        if dataset is None:
+        if self.validation_data is None:
             return {}
         restore = self._use_averages()
         self.network.set_train(False)
         try:
-            metrics = self.task.evaluate(self.network, dataset, self.config, self.ranks)
+            metrics = self.task.evaluate(
+                self.network, self.validation_data, self.config, self.ranks
+            )
             if self.ranks.first:
                 log.info(self.task.metrics_line(metrics))
                 value = self.task.better(metrics)
@@ -602,9 +657,9 @@ class Trainer:
 
     def _write_results(self, epoch: Epoch, metrics: Mapping[str, Any]) -> None:
         restore = self._use_averages()
-        path = self._save_weights(self.task.checkpoint_name(epoch.number), epoch.number)
+        self._save_weights(self.task.checkpoint_name(epoch.number), epoch.number)
         restore()
-        self._remove_old_checkpoints(path, epoch.number)
+        self._remove_old_checkpoints()
         figures = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
         row: dict[str, Any] = {
             "epoch": epoch.number,
@@ -612,29 +667,34 @@ class Trainer:
             "seconds": round(epoch.seconds, 3),
             "lr": epoch.lr,
             **epoch.losses,
-            **figures,
+            **{f"{self.validation}_{name}": value for name, value in figures.items()},
         }
         self.table.add(row)
         self.scalars.add({f"eval/{k}": float(v) for k, v in figures.items()}, self.done)
         if metrics:
             write_metrics(
                 self.output / "metrics.json",
-                {"epoch": epoch.number, "step": self.done, "best": self.best, **metrics},
+                {
+                    "split": self.validation,
+                    "epoch": epoch.number,
+                    "step": self.done,
+                    "best_score": self.best,
+                    **metrics,
+                },
             )
         if self.done == self.total and len(self.table.rows) > 1:
             from model_utils.drawing import training_curves
 
             training_curves(self.table.rows, self.output / "curves.png")
 
-    def _remove_old_checkpoints(self, newest: Path, number: int) -> None:
+    def _remove_old_checkpoints(self) -> None:
         keep = self.config.train.keep_last
-        if keep and number > keep:
-            old = newest.parent / Path(self.task.checkpoint_name(number - keep)).name
-            old.unlink(missing_ok=True)
+        for _, path in sorted(self._epoch_checkpoints().items())[:-keep] if keep else []:
+            path.unlink(missing_ok=True)
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _slice(inputs: Sequence[Tensor], part: int, parts: int) -> list[Tensor]:
@@ -642,6 +702,17 @@ def _slice(inputs: Sequence[Tensor], part: int, parts: int) -> list[Tensor]:
         return list(inputs)
     size = inputs[0].shape[0] // parts
     return [value[part * size : (part + 1) * size] for value in inputs]
+
+
+def _mixed_precision(network: nn.Cell, level: str) -> nn.Cell:
+    """The network in float16, its batch statistics and outputs, so the losses, in float32."""
+    if level == "O0":
+        return network
+    wrapped = ms.amp.auto_mixed_precision(network, level)
+    for _, cell in network.cells_and_names():
+        if isinstance(cell, SyncBatchNorm):  # the framework knows its own layers only
+            cell.to_float(ms.float32)
+    return wrapped
 
 
 def _amp_level(level: str, device: str) -> str:

@@ -138,7 +138,7 @@ def test_another_network_is_named(tmp_path):
         checkpoints.load_weights(Small(), foreign, name="small")
 
 
-def test_fine_tuning_takes_what_fits(tmp_path):
+def test_fine_tuning_takes_what_fits_and_says_what_does_not(tmp_path, caplog):
     source = saved(tmp_path / "a.ckpt")
     network = Small(outputs=3)
     network.dense.bias.set_data(ms.Tensor(np.full(3, 9.0, np.float32)))
@@ -148,6 +148,7 @@ def test_fine_tuning_takes_what_fits(tmp_path):
     checkpoints.load_weights(network, tmp_path / "b.ckpt", name="small", allow_missing=True)
     np.testing.assert_array_equal(network.dense.weight.asnumpy(), source.dense.weight.asnumpy())
     np.testing.assert_array_equal(network.dense.bias.asnumpy(), np.full(3, 9.0))
+    assert "dense.bias (7,) instead of (3,)" in caplog.text
 
 
 def test_a_full_disk_keeps_the_earlier_checkpoint(small_disk):

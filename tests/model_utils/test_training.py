@@ -166,7 +166,7 @@ def test_earlier_results_are_not_overwritten_by_accident(undisturbed):
     text = run(undisturbed, *EVERYTHING, status=2)
     assert "already holds a run; add --resume" in text
     text = run(undisturbed, *BASE, "--batch_size=4", "--resume", status=2)
-    assert "global_batch 16 -> 8" in text and "Traceback" not in text
+    assert "global_batch 16 -> 4" in text and "Traceback" not in text
     assert (undisturbed / "config.yaml").read_text() == before
 
 
@@ -220,14 +220,28 @@ def test_averaged_weights_are_what_best_holds(undisturbed):
     assert best.keys() == last.keys()
 
 
-def test_accumulation_equals_the_large_batch(tmp_path):
-    """Without batch statistics and dropout, two batches of 8 make the update of one of 16."""
-    common = ["--epochs=2", "--lr=0.01", "--dropout=0", "--optimizer.name=sgd"]
-    run(tmp_path / "a", *common, "--batch_size=8", "--train.accumulate=2")
-    run(tmp_path / "b", *common, "--batch_size=16")
-    a, b = state(tmp_path / "a").arrays, state(tmp_path / "b").arrays
-    # Batch normalisation sees half batches: only the first update's share is comparable.
-    assert a["global_step"] == b["global_step"] == 12
+def test_a_replaced_run_is_gone_before_the_new_one_has_a_state(tmp_path):
+    run(tmp_path, *BASE)
+    run(tmp_path, *BASE, "--overwrite", "--data.poison=3", status=2)
+    assert not (tmp_path / "state.ckpt").exists() and not (tmp_path / "best.ckpt").exists()
+    assert not list(tmp_path.glob("checkpoint_*"))
+    text = run(tmp_path, *BASE, "--resume")
+    assert "nothing to resume" in text and "is complete" not in text
+    error = run(tmp_path, *BASE, "--resume", "--overwrite", status=2)
+    assert "--resume and --overwrite exclude each other" in error
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    """Also where several passes end at one step, so that their numbers have gaps."""
+    run(tmp_path, "--data.samples=4", "--batch_size=16", "--epochs=20", "--train.keep_last=2")
+    kept = sorted(path.name for path in tmp_path.glob("checkpoint_*"))
+    assert len(kept) == 2 and kept[-1] == "checkpoint_Toy_20.ckpt"
+
+
+def test_training_without_a_validation_split_says_so(tmp_path):
+    text = run(tmp_path, *BASE, "--data.validation=0")
+    assert "nothing will be evaluated" in text
+    assert not (tmp_path / "best.ckpt").exists()
 
 
 def test_event_files_where_tensorboardx_is_installed(tmp_path):

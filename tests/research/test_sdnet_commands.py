@@ -94,6 +94,8 @@ def test_evaluation_writes_what_it_measured(work, best):
     flags = [f"--data_path={work / 'patches'}", f"--checkpoint_path={best}", f"--output_path={out}"]
     text = run("eval.py", *flags, "--eval_batch_size=10", cwd=work)
     assert f"load checkpoint from [{best}]." in text
+    # The published three lines.
+    assert re.search(r"={13} CPU Inference ={13}\nAccuracy\(FPR95\): .*\n={41}\n", text)
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["split"] == "test" and metrics["checkpoint"] == str(best)
     with open(out / "predictions.csv", newline="") as stream:
@@ -115,7 +117,7 @@ def test_exported_files_compute_the_same(work, best, kind):
         f"--ckpt_file={best}",
         f"--file_format={kind}",
         "--batch_size=0",
-        "--outputs.descriptor_only",
+        "--export.descriptor_only",
         f"--file_name={work / 'exported'}",
         cwd=work,
     )
@@ -133,6 +135,21 @@ def test_exported_files_compute_the_same(work, best, kind):
             got = [part.asnumpy() for part in graph(ms.Tensor(opt), ms.Tensor(sar))]
         np.testing.assert_allclose(got[0], model.describe_normalised(opt, "opt"), atol=2e-6)
         np.testing.assert_allclose(got[1], model.describe_normalised(sar, "sar"), atol=2e-6)
+
+
+def test_a_file_for_one_pair_serves_any_number(work, best, tmp_path):
+    run("export.py", f"--ckpt_file={best}", f"--file_name={tmp_path / 'one'}", cwd=work)
+    rng = np.random.default_rng(0)
+    opt, sar = rng.integers(0, 256, (2, 3, 64, 64)).astype(np.uint8)
+    expected = SDNet.from_checkpoint(best, "mindspore").predict(opt, sar)
+    got = SDNet.from_checkpoint(tmp_path / "one.mindir", "mindir").predict(opt, sar)
+    np.testing.assert_allclose(got, expected, atol=5e-6)
+
+
+def test_evaluation_does_not_replace_a_training_run(work, best):
+    flags = [f"--data_path={work / 'patches'}", f"--checkpoint_path={best}"]
+    error = run("eval.py", *flags, f"--output_path={work / 'train'}", cwd=work, status=2)
+    assert "holds a training run" in error
 
 
 def test_air_is_refused_off_ascend(work, best):

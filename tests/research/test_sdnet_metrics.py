@@ -1,6 +1,5 @@
 """SDNet's evaluation: distances, figures, log lines."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -38,43 +37,3 @@ def test_distances_match_a_float64_computation():
     np.testing.assert_allclose(metrics.descriptor_distances(first, second), expected, rtol=1e-5)
     with pytest.raises(UserError, match="equal"):
         metrics.descriptor_distances(first, second[:10])
-
-
-def test_evaluation_over_batches_equals_the_stored_figures():
-    case = json.loads(FIXTURE.read_text(encoding="utf-8"))["cases"]["twenty_positives"]
-    distances = np.array(case["distances"], np.float32)
-    labels = np.array(case["labels"])
-    # A "network" whose descriptors differ by exactly the wanted distance.
-    patches = np.zeros((len(labels), 1, 64, 64), np.float32)
-    patches[:, 0, 0, 0] = distances
-
-    def describe(optical, sar):
-        return optical[:, 0, 0, :4], sar[:, 0, 0, :4]
-
-    batches = (
-        (patches[i : i + 7], np.zeros_like(patches[i : i + 7]), labels[i : i + 7])
-        for i in range(0, len(labels), 7)
-    )
-    figures, found, kept = metrics.evaluate_pairs(describe, batches)
-    np.testing.assert_array_equal(found, distances)
-    np.testing.assert_array_equal(kept, labels)
-    assert figures["fpr95"] == case["fpr95"]
-    assert figures["acc"] == pytest.approx(case["acc_at_positive_count"])
-
-
-def test_broken_networks_are_not_scored():
-    labels = np.array([1, 0])
-    patches = np.zeros((2, 1, 64, 64), np.float32)
-
-    def broken(optical, sar):
-        return np.full((2, 4), np.nan), np.zeros((2, 4))
-
-    def collapsed(optical, sar):
-        return np.ones((2, 4)), np.zeros((2, 4))
-
-    with pytest.raises(UserError, match="NaN"):
-        metrics.evaluate_pairs(broken, [(patches, patches, labels)])
-    figures, _, _ = metrics.evaluate_pairs(collapsed, [(patches, patches, labels)])
-    assert figures["fpr95"] == 1 and figures["acc"] == 0.5 and figures["auc"] == 0.5
-    with pytest.raises(UserError, match="no pairs"):
-        metrics.evaluate_pairs(collapsed, [])

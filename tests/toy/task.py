@@ -21,6 +21,7 @@ from model_utils.task import Config, DataConfig, Task
 @dataclass
 class ToyData(DataConfig):
     samples: int = key(96, "training samples")
+    validation: int = key(24, "validation samples; 0 for no such split")
     poison: int = key(-1, "index of a sample that holds NaN")
     pause: float = key(0.0, "seconds to make a sample")
 
@@ -96,7 +97,8 @@ class ToyTask(Task):
         return ToyTrainCell(network)
 
     def build_dataset(self, config, split):
-        return Waves(config, config.data.samples if split == "train" else 24)
+        count = config.data.samples if split == "train" else config.data.validation
+        return Waves(config, count) if count else None
 
     def evaluate(self, network, dataset, config, ranks, output=None):
         # Lets a test kill the process here; see test_training.

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from model_utils.backends import Backend
 from model_utils.errors import UserError
 from model_utils.exporting import ExportInput
 from model_utils.files import atomic_write, read_image, write_image, write_json
@@ -79,23 +80,26 @@ class SDNet(Predictor):
         """The same for (N, 1, 64, 64) float32 patches already in [-1, 1]."""
         if modality not in ("opt", "sar"):
             raise UserError(f"modality '{modality}' is neither opt nor sar")
-        size = self.config.infer.batch_size
+        backend, place = self._backend(modality)
+        # One batch size: MindSpore compiles for each, and exported files may have only one.
+        size = backend.batch_size or self.config.infer.batch_size
         results = [np.zeros((0, 128), np.float32)]
         for start in range(0, len(patches), size):
             part = patches[start : start + size]
-            # One batch size: MindSpore compiles for each, and exported files may have only one.
             full = np.resize(part, (size, *part.shape[1:]))
-            results.append(self._run(full, modality)[: len(part)])
+            inputs = (full,) if self.network is not None else (full, full)
+            results.append(backend.run(*inputs)[place][: len(part)])
         return np.concatenate(results)
 
-    def _run(self, patches: np.ndarray, modality: str) -> np.ndarray:
+    def _backend(self, modality: str) -> tuple[Backend, int]:
+        """What runs a modality, and which of its outputs is the descriptor."""
         if self.network is not None:
             cell = OneModality(self.network, modality)
-            inputs = [ExportInput("patch", (None, 1, PATCH_SIZE, PATCH_SIZE))]
-            return self.open(modality, cell, inputs).run(patches)[0]
+            return self.open(
+                modality, cell, [ExportInput("patch", (None, 1, PATCH_SIZE, PATCH_SIZE))]
+            ), 0
         # An exported file takes both modalities and gives opt_e and sar_e first.
-        backend = self.open("both", None, [])
-        return backend.run(patches, patches)[0 if modality == "opt" else 1]
+        return self.open("both", None, []), 0 if modality == "opt" else 1
 
     def match(
         self,
@@ -128,7 +132,7 @@ class SDNet(Predictor):
             raise UserError("infer.py needs two images: --optical=FILE --sar=FILE")
         source = config.checkpoint_path or "outputs/train/best.ckpt"
         model = cls.from_checkpoint(source, keys.backend, config)
-        images = [to_grey8(read_image(path, 1)) for path in (keys.optical, keys.sar)]
+        images = [to_grey8(read_image(path, 1), path) for path in (keys.optical, keys.sar)]
         matches = model.match(images[0], images[1], match_options(keys), keys.refine)
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
@@ -154,6 +158,8 @@ class SDNet(Predictor):
             "network": str(source),
         }
         write_json(output / "metrics.json", summary)
+        if not len(matches):
+            log.warning("no matches: are the images of one place, and is one of them empty?")
         log.info(
             "%d matches, %d agree on one %s transformation; results in %s",
             len(matches),
@@ -177,11 +183,17 @@ def match_options(keys: SDNetInfer) -> MatchOptions:
     )
 
 
-def to_grey8(image: np.ndarray) -> np.ndarray:
-    """A grey image as uint8; other types are stretched between their 1st and 99th percentile."""
+def to_grey8(image: np.ndarray, name: str = "image") -> np.ndarray:
+    """A grey image as uint8; other types are stretched between their 1st and 99th percentile.
+
+    Raises:
+        UserError: a value is not finite.
+    """
     if image.dtype == np.uint8:
         return image
     values = image.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise UserError(f"{name} holds NaN or infinite pixels; fill them before matching")
     low, high = np.percentile(values, (1, 99))
     scaled = (values - low) / max(high - low, 1e-12) * 255
     return np.clip(scaled, 0, 255).astype(np.uint8)

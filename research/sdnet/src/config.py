@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from model_utils.config import group, key
-from model_utils.task import Config, DataConfig, InferConfig
+from model_utils.task import Config, DataConfig, ExportConfig, InferConfig
 
 from .preparing import PrepareOptions
 
@@ -40,7 +40,7 @@ class SDNetData(DataConfig):
     archive_symmetries: bool = key(False, "flips and quarter turns of archived training patches")
     image_size: int = key(64, "side of a patch; the network exists for 64", "imageSize")
     mean_image: float = key(0.5, "subtracted from a patch stretched to [0, 1]", "mean_image")
-    std_image: float = key(0.5, "divisor after that", "std_image")
+    std_image: float = key(0.5, "divisor after that", "std_image", minimum=1e-6)
     augment: AugmentConfig = group(AugmentConfig)
 
 
@@ -79,8 +79,8 @@ class SDNetInfer(InferConfig):
 
 
 @dataclass
-class ExportKeys:
-    """What export.py writes beyond the shared keys."""
+class SDNetExport(ExportConfig):
+    """Keys of export.py."""
 
     descriptor_only: bool = key(False, "only the two descriptors that matching needs")
 
@@ -92,7 +92,7 @@ class SDNetConfig(Config):
     data: SDNetData = group(SDNetData)
     loss: LossConfig = group(LossConfig)
     infer: SDNetInfer = group(SDNetInfer)
-    outputs: ExportKeys = group(ExportKeys)
+    export: SDNetExport = group(SDNetExport)
     prepare: PrepareOptions = group(PrepareOptions)
     baselines: list[str] = key([], "compare_baselines: which ones; none is all", "methods")
     dropout: float = key(0.3, "before the last convolution", minimum=0, maximum=0.99)

@@ -1,11 +1,8 @@
 """SDNet's figures of merit and the lines in which they are logged."""
 
-from collections.abc import Callable, Iterable
-
 import numpy as np
 
 from model_utils.errors import UserError
-from model_utils.metrics.ranking import ranking_metrics
 
 RED, PLAIN = "\033[91m", "\033[0m"
 
@@ -20,32 +17,6 @@ def descriptor_distances(optical: np.ndarray, sar: np.ndarray) -> np.ndarray:
         raise UserError(f"descriptors {optical.shape} and {sar.shape} must be equal (N, D) arrays")
     # Differences, not the dot-product formula: the latter loses half the digits near zero.
     return np.sqrt(np.square(optical - sar).sum(axis=1))
-
-
-def evaluate_pairs(
-    describe: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
-    batches: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
-) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """Distances of all pairs and their figures.
-
-    Args:
-        describe: optical and SAR patches (B, 1, 64, 64) to their descriptors (B, D) each.
-        batches: optical (B, 1, 64, 64), SAR (B, 1, 64, 64), labels (B,).
-
-    Returns:
-        :func:`model_utils.metrics.ranking.ranking_metrics`, distances (N,), labels (N,).
-
-    Raises:
-        UserError: no pairs, a missing class, or NaN distances.
-    """
-    distances, labels = [], []
-    for optical, sar, label in batches:
-        distances.append(descriptor_distances(*describe(optical, sar)))
-        labels.append(np.asarray(label))
-    if not distances:
-        raise UserError("there are no pairs to evaluate; check that the test set is not empty")
-    distance, label = np.concatenate(distances), np.concatenate(labels)
-    return ranking_metrics(distance, label), distance, label
 
 
 def accuracy_line(metrics: dict[str, float], colour: bool = False) -> str:

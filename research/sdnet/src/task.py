@@ -20,7 +20,7 @@ from model_utils.training import Epoch
 from .config import SDNetConfig
 from .dataset import Augmentation, ImagePairDataset, PatchDataset
 from .losses import SDNetLoss, SDNetTrainCell
-from .metrics import accuracy_line, descriptor_distances, epoch_line
+from .metrics import accuracy_line, descriptor_distances, epoch_line, inference_lines
 from .network import DescriptorOnly, SDNetNetwork
 from .patches import PATCH_SIZE, find_archive, has_archive
 from .preparing import PrepareOptions, list_pairs, prepare, split_pairs
@@ -61,6 +61,8 @@ class SDNetTask(Task):
         keys = config.data
         if split == "train" and keys.images:
             return self._cut_from_images(config)
+        if not keys.root:
+            raise UserError("no data given; add --data_path=FOLDER, as prepare_data.py writes it")
         if split != "train" and Path(keys.root).is_dir() and not has_archive(keys.root, split):
             return None
         return PatchDataset(
@@ -74,9 +76,13 @@ class SDNetTask(Task):
 
     def _cut_from_images(self, config: SDNetConfig) -> ImagePairDataset:
         keys = config.data
-        pairs = list_pairs(keys.images, keys.optical, keys.sar)
+        pairs = list_pairs(keys.images, keys.optical, keys.sar, keys.pair_list, keys.scene_pattern)
         if (Path(keys.images) / "train.txt").is_file():
             pairs = split_pairs(pairs, PrepareOptions(splits=keys.images))["train"]
+        else:
+            log.warning(
+                "%s has no train.txt: windows come from all %d image pairs", keys.images, len(pairs)
+            )
         return ImagePairDataset(
             pairs,
             keys.windows,
@@ -109,8 +115,7 @@ class SDNetTask(Task):
         size = config.evaluate.batch_size
         sampler = EvaluationSampler(len(dataset), size, ranks)
         loader = Loader(dataset, sampler, config.seed, config.data.workers)
-        cell = DescriptorOnly(network)
-        cell.set_train(False)
+        cell = self._descriptor(network)
         distances = np.zeros(len(sampler.indices), np.float32)
         labels = np.zeros(len(sampler.indices), np.int32)
         progress = Progress(len(distances), "evaluating", show=ranks.first, unit="pair")
@@ -136,6 +141,13 @@ class SDNetTask(Task):
             write_report(output, dataset, distances, labels, config.evaluate.pictures)
         return metrics
 
+    def _descriptor(self, network: SDNetNetwork) -> DescriptorOnly:
+        """One Cell per network, so that evaluating again does not compile again."""
+        if getattr(self, "_described", None) is not network:
+            self._described, self._cell = network, DescriptorOnly(network)
+        self._cell.set_train(False)
+        return self._cell
+
     def better(self, metrics: Mapping[str, Any]) -> float:
         """Lower FPR95; AUC, which is finer, decides between equals."""
         return -float(metrics["fpr95"]) + 1e-6 * float(metrics["auc"])
@@ -155,6 +167,10 @@ class SDNetTask(Task):
         """The ModelZoo's line, verbatim."""
         return accuracy_line(dict(metrics))
 
+    def evaluation_lines(self, metrics: Mapping[str, Any], device: str) -> list[str]:
+        """The ModelZoo's three lines."""
+        return inference_lines(dict(metrics), device)
+
     def export_inputs(self, config: SDNetConfig) -> list[ExportInput]:
         """Two patches; 0 samples stands for any number."""
         for side in (config.export.height, config.export.width):
@@ -165,7 +181,7 @@ class SDNetTask(Task):
 
     def export_cell(self, network: SDNetNetwork, config: SDNetConfig) -> tuple[Any, list[str]]:
         """All six outputs as upstream, or the two that matching needs."""
-        if config.outputs.descriptor_only:
+        if config.export.descriptor_only:
             return DescriptorOnly(network), OUTPUTS[:2]
         return network, OUTPUTS
 
@@ -216,7 +232,9 @@ class SDNetTask(Task):
         weights = f"--checkpoint_path={best}"
         example = "ROIs1158_spring/{0}_0/ROIs1158_spring_{0}_0_p0.png"
         return [
-            Step("generate SEN1-2 images", "generate_data.py", (f"--output_path={data}",)),
+            Step(
+                "generate SEN1-2 images", "generate_data.py", (f"--output_path={data}",), data.name
+            ),
             Step(
                 "cut patches around SIFT keypoints",
                 "prepare_data.py",
@@ -225,17 +243,14 @@ class SDNetTask(Task):
                     f"--data_path={data}",
                     f"--output_path={folder / 'patches'}",
                 ),
+                "patches",
             ),
             Step(
                 "train",
                 "train.py",
-                (
-                    "--config_path=quickstart",
-                    patches,
-                    f"--output_path={folder / 'train'}",
-                    "--resume",
-                ),
+                ("--config_path=quickstart", patches, f"--output_path={folder / 'train'}"),
                 "train",
+                resumable=True,
             ),
             Step(
                 "evaluate",
@@ -247,6 +262,7 @@ class SDNetTask(Task):
                 "export to MINDIR",
                 "export.py",
                 (weights, "--file_format=MINDIR", f"--output_path={folder / 'export'}"),
+                "export",
             ),
             Step(
                 "export to ONNX, any batch size",
@@ -257,6 +273,7 @@ class SDNetTask(Task):
                     "--batch_size=0",
                     f"--output_path={folder / 'export'}",
                 ),
+                "export",
             ),
             Step(
                 "match two images",

@@ -7,6 +7,7 @@ from mindspore import Tensor, nn
 
 from model_utils import checkpoint as checkpoints
 from model_utils.distributed import Ranks
+from model_utils.errors import UserError
 from model_utils.training import AccumulateStep, Trainer, TrainStep
 from research.sdnet.src.config import SDNetConfig
 from research.sdnet.src.task import SDNetTask
@@ -57,7 +58,6 @@ def test_accumulated_clipped_and_averaged_updates_are_those_of_the_whole_batch(p
         np.testing.assert_allclose(step.averages[0].asnumpy(), average, atol=2e-6)
 
 
-@pytest.mark.xfail(reason="moments are renamed onto the weights", strict=True)
 def test_weights_inside_a_training_state_are_the_weights(tmp_path):
     task, config = SDNetTask(), SDNetConfig()
     network = task.build_network(config, Ranks())
@@ -72,7 +72,6 @@ def test_weights_inside_a_training_state_are_the_weights(tmp_path):
         np.testing.assert_array_equal(value, arrays[name], err_msg=name)
 
 
-@pytest.mark.xfail(reason="the loss scaler has no parameters_dict", raises=AttributeError)
 def test_mixed_precision_as_on_ascend_saves_its_scale_and_resumes(tmp_path):
     """The path that amp_level=auto takes on Ascend, on the CPU's float16."""
     ms.set_context(mode=ms.GRAPH_MODE)
@@ -88,3 +87,42 @@ def test_mixed_precision_as_on_ascend_saves_its_scale_and_resumes(tmp_path):
     again = Trainer(ToyTask(), config, "Ascend", Ranks(), tmp_path)
     again.restore()
     assert again.step.scaler.counter.asnumpy() == 3
+
+
+def test_weights_of_a_state_with_averages_are_the_averages(tmp_path):
+    task, config = SDNetTask(), SDNetConfig()
+    network = task.build_network(config, Ranks())
+    arrays = {each.name: each.asnumpy() for each in network.get_parameters()}
+    averaged = {f"ema.{each.name}": each.asnumpy() + 1 for each in network.trainable_params()}
+    state = tmp_path / "state.ckpt"
+    checkpoints.save(state, {**arrays, **averaged}, network="sdnet", kind=checkpoints.STATE)
+    checkpoints.load_weights(network, state, name="sdnet", rename=task.rename_parameter)
+    for name, value in checkpoints.weights_of(network).items():
+        expected = averaged.get(f"ema.{name}", arrays[name])
+        np.testing.assert_array_equal(value, expected, err_msg=name)
+
+
+def test_optimizer_state_in_a_foreign_file_never_becomes_weights(tmp_path):
+    task, config = SDNetTask(), SDNetConfig()
+    network = task.build_network(config, Ranks())
+    records = []
+    for parameter in network.get_parameters():
+        if not parameter.name.endswith("dropout_calls"):
+            value = parameter.asnumpy()
+            records.append({"name": f"network.{parameter.name}", "data": Tensor(value)})
+            records.append({"name": f"moment2.{parameter.name}", "data": Tensor(value * 0)})
+    ms.save_checkpoint(records, str(tmp_path / "old.ckpt"))
+    other = task.build_network(SDNetConfig(seed=1), Ranks())
+    path = tmp_path / "old.ckpt"
+    checkpoints.load_weights(other, path, name="sdnet", rename=task.rename_parameter)
+    for name, value in checkpoints.weights_of(other).items():
+        np.testing.assert_array_equal(value, checkpoints.weights_of(network)[name], err_msg=name)
+
+
+def test_two_tensors_for_one_parameter_are_refused(tmp_path):
+    network = SDNetTask().build_network(SDNetConfig(), Ranks())
+    arrays = checkpoints.weights_of(network)
+    arrays["copy.model_D.decoder.0.bias"] = arrays["model_D.decoder.0.bias"]
+    path = checkpoints.save(tmp_path / "a.ckpt", arrays, network="sdnet")
+    with pytest.raises(UserError, match="both mean the parameter 'model_D.decoder.0.bias'"):
+        checkpoints.load_weights(network, path, name="sdnet", rename=SDNetTask().rename_parameter)
