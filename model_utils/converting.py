@@ -122,6 +122,8 @@ def convert(task: Any, config: Any) -> Path:
     names = {k: v for k, v in task.reference_names(network, config).items() if k in ours}
     if keys.reverse:
         output = Path(keys.output or Path(keys.source).with_suffix(".npz"))
+        if not keys.output and output.exists():
+            raise UserError(f"{output} exists; name another file with --output")
         checkpoints.load_weights(network, keys.source, name=task.name, rename=task.rename_parameter)
         arrays = checkpoints.weights_of(network)
         _write_reference(output, {names[k]: v for k, v in arrays.items()})

@@ -6,15 +6,6 @@ from collections.abc import Callable
 import numpy as np
 
 
-def warmed(
-    after: Callable[[float], float], step: int, total: int, warmup: int, start: float
-) -> float:
-    """Linear rise from ``start`` to 1 over ``warmup`` steps, then ``after(progress in [0, 1])``."""
-    if step < warmup:
-        return start + (1 - start) * (step + 1) / warmup
-    return after((step - warmup) / max(1, total - warmup))
-
-
 def learning_rates(
     kind: str,
     base: float,
@@ -43,21 +34,17 @@ def learning_rates(
     """
     falls: dict[str, Callable[[float], float]] = {
         "constant": lambda progress: 1.0,
-        "linear": lambda progress: 1 - progress,
-        "poly": lambda progress: max(0.0, 1 - progress) ** power,
-        "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * min(1.0, progress))),
+        "linear": lambda progress: final + (1 - final) * (1 - progress),
+        "poly": lambda progress: final + (1 - final) * max(0.0, 1 - progress) ** power,
+        "cosine": lambda progress: final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2,
         "step": lambda progress: gamma ** sum(progress >= m for m in milestones or []),
     }
-    fall = falls[kind]
-    if kind in ("linear", "poly", "cosine"):
-        inner = fall
-        fall = lambda progress: final + (1 - final) * inner(progress)  # noqa: E731
     length = linear_total if kind == "linear" and linear_total is not None else total
-    rates = []
+    rates = np.zeros(total)
     for step in range(total):
         if step < warmup:
-            share = warmed(fall, step, total, warmup, warmup_start)
+            share = warmup_start + (1 - warmup_start) * (step + 1) / warmup
         else:
-            share = fall((step - warmup) / max(1e-9, length - warmup))
-        rates.append(max(0.0, base * share))
-    return np.array(rates, np.float32)
+            share = falls[kind]((step - warmup) / max(1e-9, length - warmup))
+        rates[step] = max(0.0, base * share)
+    return rates.astype(np.float32)

@@ -488,6 +488,7 @@ class Trainer:
             if self.signal is not None and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.signal = number
+            log.info("%s: stopping after this step", signal.Signals(number).name)
 
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         try:
@@ -660,7 +661,8 @@ class Trainer:
         self._save_weights(self.task.checkpoint_name(epoch.number), epoch.number)
         restore()
         self._remove_old_checkpoints()
-        figures = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
+        # Counts and settings stay in metrics.json; a table of them would be constant columns.
+        figures = {k: v for k, v in metrics.items() if isinstance(v, float)}
         row: dict[str, Any] = {
             "epoch": epoch.number,
             "step": self.done,
@@ -685,7 +687,8 @@ class Trainer:
         if self.done == self.total and len(self.table.rows) > 1:
             from model_utils.drawing import training_curves
 
-            training_curves(self.table.rows, self.output / "curves.png")
+            shown = [name for name in row if name not in ("epoch", "step", "seconds")]
+            training_curves(self.table.rows, self.output / "curves.png", shown)
 
     def _remove_old_checkpoints(self) -> None:
         keep = self.config.train.keep_last
