@@ -6,8 +6,10 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import stat
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -32,6 +34,10 @@ _UNWRITABLE = {
     # Parents are created, so this is a place like /proc, or a folder removed meanwhile.
     errno.ENOENT: "the folder does not exist and cannot be created",
 }
+
+
+# Names that atomic_path gives its temporary files; mkstemp draws the eight characters.
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp(\.[^.]+)?")
 
 
 @contextlib.contextmanager
@@ -150,6 +156,30 @@ def sha256(path: PathLike) -> str:
     return digest.hexdigest()
 
 
+class _QuietOpenCV:
+    """Silences OpenCV's log, whose level is global, while any thread is inside."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._level = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._level = cv2.setLogLevel(0)  # returns the earlier one
+            self._inside += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                cv2.setLogLevel(self._level)
+
+
+_quiet_opencv = _QuietOpenCV()
+
+
 def read_image(path: PathLike, channels: int = 3) -> np.ndarray:
     """Read an image file as (H, W, 3) RGB or (H, W) grey, keeping its integer type.
 
@@ -164,7 +194,8 @@ def read_image(path: PathLike, channels: int = 3) -> np.ndarray:
     require_file(path, "image")
     # imdecode rather than imread: it takes non-ASCII paths everywhere and does not print.
     data = np.fromfile(path, np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    with _quiet_opencv:
+        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
     if image is None:
         raise UserError(
             f"image {path} is corrupt or of an unknown format ({data.size} bytes); "
@@ -191,6 +222,8 @@ def write_image(path: PathLike, image: np.ndarray) -> None:
 
 class FolderLock:
     """One writer per output folder, across processes; released by the kernel when they die.
+
+    Whoever takes the lock removes the temporary files that killed writers left in the folder.
 
     Raises:
         UserError: another run holds the folder; names its process.
@@ -220,6 +253,10 @@ class FolderLock:
         stream.write(f"{os.getpid()}\n")
         stream.flush()
         self._stream = stream
+        with explain_os_errors(self.path):
+            for found in self.path.parent.iterdir():
+                if _TEMPORARY.fullmatch(found.name):
+                    found.unlink(missing_ok=True)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -46,6 +47,15 @@ def test_a_killed_write_leaves_the_earlier_file(tmp_path):
         assert process.stdout.readline() == b"half\n"
         process.send_signal(signal.SIGKILL)
     assert path.read_bytes() == b"before"
+    # What it left goes with the next lock; what others called so stays.
+    assert len(list(tmp_path.iterdir())) == 2
+    others = {".a.tmp", ".a.12345678.tmp.d.bin", "a.abcdefgh.tmp.bin", ".lock", "a.bin"}
+    for name in others - {"a.bin"}:
+        (tmp_path / name).touch()
+    with atomic_path(tmp_path / "no_suffix") as temporary:
+        (tmp_path / f"{temporary.name[:-12]}abcdefgh.tmp").touch()
+    with FolderLock(tmp_path):
+        assert set(os.listdir(tmp_path)) == others | {"no_suffix"}
 
 
 def test_a_full_disk_is_a_sentence_and_keeps_the_earlier_file(small_disk):
@@ -123,6 +133,22 @@ def test_a_corrupt_image_is_named(tmp_path, content):
         read_image(tmp_path / "a.png")
     with pytest.raises(UserError, match=r"b\.png does not exist"):
         read_image(tmp_path / "b.png")
+
+
+def test_opencv_says_nothing_of_its_own_about_a_corrupt_image(tmp_path, capfd):
+    def read():
+        with pytest.raises(UserError, match=r"a\.png is corrupt"):
+            read_image(tmp_path / "a.png")
+
+    _, data = cv2.imencode(".png", np.zeros((4, 4), np.uint8))
+    (tmp_path / "a.png").write_bytes(data.tobytes()[:20])
+    level = cv2.getLogLevel()
+    cv2.imdecode(data[:20], cv2.IMREAD_UNCHANGED)
+    assert "WARN" in capfd.readouterr().err
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(read) for _ in range(200)]:
+            done.result()
+    assert capfd.readouterr().err == "" and cv2.getLogLevel() == level
 
 
 def test_an_unwritable_target_is_a_sentence(tmp_path):
