@@ -1,15 +1,18 @@
 """What a run says: lines, a progress bar, a table of figures, curves."""
 
+import contextlib
 import csv
 import io
 import logging
+import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from model_utils.files import PathLike, atomic_write, write_json
+from model_utils.errors import UserError
+from model_utils.files import PathLike, atomic_write, explain_os_errors, write_json
 
 log = logging.getLogger("zoo")
 
@@ -30,8 +33,9 @@ def start_logging(first_rank: bool = True, file: PathLike | None = None) -> None
     console.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(console)
     if file is not None and first_rank:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        stream = logging.FileHandler(file, encoding="utf-8")
+        with explain_os_errors(Path(file)):
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            stream = logging.FileHandler(file, encoding="utf-8")
         stream.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(stream)
 
@@ -42,8 +46,24 @@ class _Console(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        if sys.stdout is None:  # started with a closed standard output
+            return
+        with _outliving_stdout():
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _outliving_stdout() -> Iterator[None]:
+    """Go on without the console when its reader, such as head, or its terminal has gone."""
+    try:
+        yield
+    except OSError as error:
+        # The descriptor rather than sys.stdout: other prints and the flush at exit use it too.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+        log.warning("nothing more is written to standard output (%s)", error.strerror)
 
 
 class Progress:
@@ -72,7 +92,7 @@ class Progress:
         self.done, self.initial, self.show = initial, initial, show
         self.started = self.spoken = time.monotonic()
         self.bar = None
-        if show and sys.stdout.isatty():
+        if show and sys.stdout is not None and sys.stdout.isatty():
             self.bar = tqdm(
                 total=total, initial=initial, desc=what, unit=unit, file=sys.stdout, leave=False
             )
@@ -81,8 +101,9 @@ class Progress:
         """Count finished units; ``figures`` is shown behind the bar."""
         self.done += count
         if self.bar is not None:
-            self.bar.set_postfix_str(figures, refresh=False)
-            self.bar.update(count)
+            with _outliving_stdout():
+                self.bar.set_postfix_str(figures, refresh=False)
+                self.bar.update(count)
         elif self.show and time.monotonic() - self.spoken >= self.every:
             self.spoken = time.monotonic()
             rate = (self.done - self.initial) / max(1e-9, self.spoken - self.started)
@@ -101,7 +122,8 @@ class Progress:
     def close(self) -> None:
         """Remove the bar."""
         if self.bar is not None:
-            self.bar.close()
+            with _outliving_stdout():
+                self.bar.close()
 
 
 def duration(seconds: float) -> str:
@@ -121,14 +143,38 @@ class Table:
         path: the CSV file.
         keep_until: on resume, the last step to keep; rows of later steps were never part of
             the state that training goes on from.
+
+    Raises:
+        UserError: the file to go on with is no such table; names the line.
     """
 
     def __init__(self, path: PathLike, keep_until: int | None = None) -> None:
         self.path = Path(path)
         self.rows: list[dict[str, Any]] = []
         if keep_until is not None and self.path.is_file():
+            self.rows = [row for row in self._read() if int(row["step"]) <= keep_until]
+
+    def _read(self) -> list[dict[str, Any]]:
+        line = 1
+        try:
             with open(self.path, newline="", encoding="utf-8") as stream:
-                self.rows = [r for r in csv.DictReader(stream) if int(r["step"]) <= keep_until]
+                reader = csv.DictReader(stream, strict=True)
+                if "step" not in (reader.fieldnames or ()):
+                    raise ValueError("the header names no column 'step'")
+                rows = []
+                for row in reader:
+                    line = reader.line_num
+                    if None in row or None in row.values():
+                        raise ValueError("the row has not as many values as the header names")
+                    if not (row["step"].isascii() and row["step"].isdecimal()):
+                        raise ValueError(f"step={row['step']!r} is not a whole number")
+                    rows.append(row)
+                return rows
+        except (ValueError, csv.Error) as error:
+            raise UserError(
+                f"{self.path}, line {line}: {error}; restore the line as it was written, or move "
+                "the file elsewhere to begin a new table"
+            ) from error
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row and write the file anew (it has one line per epoch)."""
