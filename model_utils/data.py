@@ -5,10 +5,17 @@ it. MindSpore's own iterators repeat their shuffle when re-created and hide a wo
 a stack of text, which is why they are not used (docs/framework_traps.md).
 """
 
+import multiprocessing
 import os
+import pickle
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, Protocol
 
 import numpy as np
@@ -65,10 +72,6 @@ class EpochSampler:
     def steps(self, epochs: float) -> int:
         """Steps needed to show every sample ``epochs`` times (the last batch runs over)."""
         return int(-(-round(self.length * epochs) // self.global_batch))
-
-    def epoch_of(self, step: int) -> int:
-        """The pass that the first sample of a step belongs to, from 0."""
-        return step * self.global_batch // self.length
 
     def batch(self, step: int) -> list[tuple[int, int]]:
         """This rank's (epoch, index) pairs of a step."""
@@ -159,8 +162,43 @@ def read_batch(dataset: Dataset, seed: int, pairs: list[tuple[int, int]]) -> tup
 _worker: dict[str, Any] = {}
 
 
+class _Reader(SpawnProcess):
+    """A reading process that only its parent stops.
+
+    Ctrl-C and many job schedulers signal the whole process group: readers that ended would take
+    the training down before it has saved its state.
+    """
+
+    def start(self) -> None:
+        """Start with the signals blocked; from within the process it would be too late."""
+        resource_tracker.ensure_running()  # unblocks the signals when it starts, so it goes first
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def terminate(self) -> None:
+        """Kill, since SIGTERM is blocked; a broken pool ends its other processes so."""
+        self.kill()
+
+
+class _ReaderContext(SpawnContext):
+    # Not fork: the framework's threads hold locks that a forked child waits on for ever.
+    Process = _Reader
+
+
 def _start_process(dataset: Dataset, seed: int) -> None:
     _worker["job"] = (dataset, seed)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A killed parent cannot tell its readers to end, and they hold their queue open themselves.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _read_in_process(pairs: list[tuple[int, int]]) -> tuple[np.ndarray, ...]:
@@ -209,28 +247,34 @@ class Loader:
             step = first
             while step < last or pending:
                 while step < last and len(pending) < self.workers + 2:
-                    pairs = self.sampler.batch(step)
-                    if self.kind == "process":
-                        pending.append(executor.submit(_read_in_process, pairs))
-                    else:
-                        pending.append(executor.submit(read_batch, self.dataset, self.seed, pairs))
+                    pending.append(self._submit(executor, self.sampler.batch(step)))
                     step += 1
                 yield pending.popleft().result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a process that reads the data has died (a crash, or killed for want of memory); "
+                "lower data.workers, or use data.worker_kind=thread"
+            ) from error
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
 
     def _executor(self) -> Executor:
         if self.kind == "process":
-            import multiprocessing
-
-            # Not fork: the framework's threads hold locks that a forked child waits on for ever.
             return ProcessPoolExecutor(
-                self.workers,
-                multiprocessing.get_context("spawn"),
-                _start_process,
-                (self.dataset, self.seed),
+                self.workers, _ReaderContext(), _start_process, (self.dataset, self.seed)
             )
         return ThreadPoolExecutor(self.workers, "loader")
+
+    def _submit(self, executor: Executor, pairs: list[tuple[int, int]]) -> Future:
+        if self.kind != "process":
+            return executor.submit(read_batch, self.dataset, self.seed, pairs)
+        try:
+            return executor.submit(_read_in_process, pairs)
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"the data set {type(self.dataset).__name__} cannot be handed to other processes "
+                f"({error}); use data.worker_kind=thread"
+            ) from error
 
     def names(self, step: int) -> list[str]:
         """What the samples of a step are called, for messages."""

@@ -1,14 +1,24 @@
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from model_utils import checkpoint as checkpoints
 from model_utils.data import EpochSampler, EvaluationSampler, Loader, read_batch
 from model_utils.distributed import Ranks
 from model_utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Numbers:
@@ -140,3 +150,121 @@ def test_readers_run_ahead_in_threads():
 def test_an_empty_data_set_is_a_sentence():
     with pytest.raises(UserError, match="empty"):
         EpochSampler(0, 4, Ranks())
+
+
+class Deadly(Numbers):
+    """Its fourth sample takes the process that reads it along."""
+
+    def sample(self, index, rng):
+        if index == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().sample(index, rng)
+
+
+def test_a_dead_reader_is_a_sentence_and_takes_the_others_along():
+    loader = Loader(Deadly(64), EvaluationSampler(64, 1, Ranks()), workers=2, kind="process")
+    before = set(multiprocessing.active_children())
+    with pytest.raises(UserError, match=r"has died.*data\.worker_kind=thread"):
+        list(loader.batches(0, 64))
+    wait_until(lambda: set(multiprocessing.active_children()) <= before)
+
+
+def test_a_data_set_that_cannot_travel_is_a_sentence():
+    data = Numbers(8)
+    data.lock = threading.Lock()
+    loader = Loader(data, EvaluationSampler(8, 2, Ranks()), workers=2, kind="process")
+    with pytest.raises(UserError, match=r"data set Numbers cannot .*lock.*worker_kind=thread"):
+        list(loader.batches(0, 4))
+
+
+def wait_until(holds, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def living(group):
+    """The processes of a group that are no zombies."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, pgrp = stat.read_text().rpartition(")")[2].split()[:3]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(pgrp) == group and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def train(folder):
+    """A training in a process group of its own, with two reading processes."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.toy.train", "--epochs=100", "--data.pause=0.02"]
+        + ["--data.worker_kind=process", "--data.workers=2", f"--output_path={folder}"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_lets_the_training_save(tmp_path, number):
+    """What Ctrl-C on a terminal and job schedulers do."""
+    with train(tmp_path) as process:
+        for line in process.stdout:
+            if line.startswith("compiled"):
+                break
+        assert len(living(process.pid)) > 2
+        os.killpg(process.pid, number)
+        rest = process.stdout.read()
+    assert process.returncode in (128 + number, 143), rest
+    step = int(re.search(r"stopped by \w+ at step (\d+) of 1200; the state is saved", rest)[1])
+    assert checkpoints.load(tmp_path / "state.ckpt").info["step"] == step
+    assert "Traceback" not in rest and "died" not in rest
+    wait_until(lambda: not living(process.pid))
+
+
+def test_readers_end_when_the_training_is_killed(tmp_path):
+    with train(tmp_path) as process:
+        for line in process.stdout:
+            if line.startswith("compiled"):
+                break
+        assert len(living(process.pid)) > 2
+        process.kill()
+        wait_until(lambda: not living(process.pid))
+
+
+EARLY = """
+import os, signal, threading
+from model_utils.data import EvaluationSampler, Loader
+from model_utils.distributed import Ranks
+from tests.model_utils.test_data import Numbers
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: print("heard"))
+    signal.signal(signal.SIGTERM, lambda *_: print("heard"))
+    for seconds in (0.1, 0.3, 0.6):  # while the readers import what they need
+        threading.Timer(seconds, os.killpg, (0, signal.SIGINT)).start()
+        threading.Timer(seconds + 0.1, os.killpg, (0, signal.SIGTERM)).start()
+    loader = Loader(Numbers(20, slow=0.05), EvaluationSampler(20, 2, Ranks()), 0, 2, "process")
+    print("read", [int(i) for batch in loader.batches(0, 10) for i in batch[0][:, 0]])
+"""
+
+
+def test_readers_outlive_a_signal_that_comes_while_they_start(tmp_path):
+    script = tmp_path / "early.py"
+    script.write_text(EARLY)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("heard") >= 2
+    assert f"read {list(range(20))}" in done.stdout
