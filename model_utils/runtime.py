@@ -55,12 +55,8 @@ def start(
     if "GLOG_v" not in os.environ:
         os.environ["GLOG_v"] = "3"  # for what is loaded from now on
         logging.getLogger(f"ME.mindspore.log.{os.getpid()}").setLevel(logging.ERROR)
-    try:
-        import mindspore as ms
-    except ImportError as error:
-        raise UserError(
-            f"MindSpore does not import ({error}); pip install -e . installs it"
-        ) from error
+    import mindspore as ms
+
     _check_versions()
     device, why = choose_device(device_target)
     number = device_id if device_id >= 0 else get_device_id()

@@ -42,7 +42,7 @@ class TrainConfig:
     overwrite: bool = key(False, "replace the run that output_path holds", "overwrite")
     sync_batch_norm: bool = key(True, "batch statistics over all devices")
     ema_decay: float = key(
-        0.0, "decay of the moving average of the weights; 0 keeps none", minimum=0, maximum=1
+        0.0, "decay of the moving average of the weights; 0 keeps none", minimum=0, below=1
     )
     amp_level: str = key(
         "auto",
