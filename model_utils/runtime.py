@@ -47,7 +47,7 @@ def start(
         device_id: card of this process; -1 asks the launcher's environment, else 0.
 
     Raises:
-        UserError: the device asked for by name is absent, MindSpore does not import, or the
+        UserError: the device asked for by name is absent, no launcher started this rank, or the
             environment's DEVICE_ID or RANK_SIZE is no number.
     """
     isa = cap_convolution_isa()
