@@ -1,5 +1,6 @@
 """The commands behind every network's scripts."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -136,10 +137,7 @@ def _train(task: Task, config: Any, output: Path) -> None:
         config.device_target, config.seed, config.is_distributed, config.device_id
     )
     ranks = started.ranks
-    lock = FolderLock(output) if ranks.first else None
-    try:
-        if lock is not None:
-            lock.__enter__()
+    with FolderLock(output) if ranks.first else contextlib.nullcontext():
         start_logging(ranks.first, output / "train.log")
         trainer = Trainer(task, config, started.device, ranks, output)
         if ranks.first:
@@ -156,9 +154,6 @@ def _train(task: Task, config: Any, output: Path) -> None:
         trainer.run()
         if ranks.first:
             log.info("finished in %s, results in %s", duration(time.monotonic() - begun), output)
-    finally:
-        if lock is not None:
-            lock.__exit__()
 
 
 def _loaded_network(task: Task, config: Any, ranks: Any) -> tuple[Any, Path]:
