@@ -142,7 +142,8 @@ def _train(task: Task, config: Any, output: Path) -> None:
         trainer = Trainer(task, config, started.device, ranks, output)
         if ranks.first:
             log.info(
-                "%s: %d samples, %d steps of %d (%d per device), results in %s",
+                "%s, %s: %d samples, %d steps of %d (%d per device), results in %s",
+                time.strftime("%Y-%m-%d %H:%M:%S"),
                 task.title,
                 trainer.sampler.length,
                 trainer.total,

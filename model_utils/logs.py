@@ -36,7 +36,8 @@ def start_logging(first_rank: bool = True, file: PathLike | None = None) -> None
         with explain_os_errors(Path(file)):
             Path(file).parent.mkdir(parents=True, exist_ok=True)
             stream = logging.FileHandler(file, encoding="utf-8")
-        stream.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        # No time in front: these are the lines that ModelZoo users' scripts look for.
+        stream.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(stream)
 
 

@@ -80,11 +80,11 @@ def test_the_published_log_lines(work):
     text = (work / "train" / "train.log").read_text()
     number = r"\d+\.\d{3}"
     assert re.search(
-        rf"epoch: \[  1/  2\], epoch time: {number}, steps:     \d, per step time: {number}, "
+        rf"(?m)^epoch: \[  1/  2\], epoch time: {number}, steps:     \d, per step time: {number}, "
         rf"avg loss: \d\.\d{{3}}, lr:\[0\.00\d{{4}}\]",
         text,
     )
-    assert re.search(r"Accuracy\(FPR95\): \d\.\d{8}  Acc:\d\.\d{8}", text)
+    assert re.search(r"(?m)^Accuracy\(FPR95\): \d\.\d{8}  Acc:\d\.\d{8}$", text)
     assert "\033[" not in text
     assert {"checkpoint_SDNet_1.ckpt", "checkpoint_SDNet_2.ckpt"} <= set(os.listdir(work / "train"))
 
