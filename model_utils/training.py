@@ -1,7 +1,9 @@
 """The training engine: one compiled step, and the loop around it that survives being killed."""
 
+import contextlib
 import logging
 import math
+import os
 import re
 import signal
 import time
@@ -488,7 +490,9 @@ class Trainer:
             if self.signal is not None and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.signal = number
-            log.info("%s: stopping after this step", signal.Signals(number).name)
+            # Not the logger: the signal may have come while it was writing.
+            with contextlib.suppress(OSError):
+                os.write(2, f"{signal.Signals(number).name}: stopping soon\n".encode())
 
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         try:
