@@ -206,12 +206,12 @@ def _export(task: Task, config: Any, output: Path) -> None:
     from model_utils.exporting import export as write
 
     started = runtime.start(config.device_target, config.seed)
-    network, _ = _loaded_network(task, config, started.ranks)
+    network, source = _loaded_network(task, config, started.ranks)
     cell, output_names = task.export_cell(network, config)
     name = config.export.file_name or task.title
     # A bare name goes to the output folder, as in ModelZoo on ModelArts; a path is a path.
     target = Path(name) if "/" in name else output / name
-    write(
+    report = write(
         cell,
         task.export_inputs(config),
         target,
@@ -219,6 +219,10 @@ def _export(task: Task, config: Any, output: Path) -> None:
         output_names=output_names,
         tolerance=config.export.tolerance,
     )
+    figures = vars(report) | {"unused_parameters": len(report.unused_parameters)}
+    if config.export.file_format == "AIR":
+        figures["max_difference"] = None  # only Ascend's own tools can run it
+    write_metrics(f"{report.path}.json", {**figures, "checkpoint": str(source)})
 
 
 def _infer(task: Task, config: Any, output: Path) -> None:

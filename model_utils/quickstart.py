@@ -123,8 +123,7 @@ def write_page(task: Task, steps: list[Step], log: list[dict], folder: Path) -> 
 
 def _results(results: Path, folder: Path) -> list[str]:
     parts = []
-    figures = results / "metrics.json"
-    if figures.is_file():
+    for figures in sorted([*results.glob("metrics.json"), *results.glob("*.*.json")]):
         values = read_json(figures)
         rows = [
             f"<tr><th>{html.escape(str(k))}<td>{html.escape(_shown(v))}" for k, v in values.items()

@@ -16,6 +16,7 @@ import yaml
 
 from model_utils import checkpoint as checkpoints
 from model_utils.errors import UserError
+from model_utils.files import sha256
 from research.sdnet import SDNet
 from research.sdnet.src.config import SDNetConfig
 from research.sdnet.src.network import SDNetNetwork
@@ -123,6 +124,9 @@ def test_exported_files_compute_the_same(work, best, kind):
     )
     assert "largest difference" in text
     path = work / f"exported.{kind.lower()}"
+    figures = json.loads((work / f"exported.{kind.lower()}.json").read_text())
+    assert figures["max_difference"] < 1e-6 and figures["checkpoint"] == str(best)
+    assert figures["sha256"] == sha256(path)
     rng = np.random.default_rng(0)
     model = SDNet.from_checkpoint(best, backend="mindspore")
     for count in (1, 5):

@@ -261,8 +261,8 @@ class SDNetTask(Task):
             Step(
                 "export to MINDIR",
                 "export.py",
-                (weights, "--file_format=MINDIR", f"--output_path={folder / 'export'}"),
-                "export",
+                (weights, "--file_format=MINDIR", f"--output_path={folder / 'mindir'}"),
+                "mindir",
             ),
             Step(
                 "export to ONNX, any batch size",
@@ -271,9 +271,9 @@ class SDNetTask(Task):
                     weights,
                     "--file_format=ONNX",
                     "--batch_size=0",
-                    f"--output_path={folder / 'export'}",
+                    f"--output_path={folder / 'onnx'}",
                 ),
-                "export",
+                "onnx",
             ),
             Step(
                 "match two images",
