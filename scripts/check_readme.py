@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NEEDS = {
     "ascend": "Ascend cards",
     "gpu": "an NVIDIA GPU",
+    "torch": "PyTorch, an optional extra",
     "data": "a public data set",
     "modelarts": "a ModelArts job",
     "clone": "the repository's public address",
