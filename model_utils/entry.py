@@ -14,8 +14,8 @@ from model_utils import checkpoint as checkpoints
 from model_utils import config as configuration
 from model_utils import runtime
 from model_utils.errors import UserError
-from model_utils.files import FolderLock
-from model_utils.logs import duration, start_logging, write_metrics
+from model_utils.files import FolderLock, write_json
+from model_utils.logs import duration, start_logging
 from model_utils.task import Task
 from model_utils.training import BEST_FILE, STATE_FILE, Stopped, Trainer
 
@@ -186,7 +186,7 @@ def _evaluate(task: Task, config: Any, output: Path) -> None:
     for line in task.evaluation_lines(metrics, started.device):
         log.info(line)
     configuration.save(config, output / "config.yaml", "eval")
-    write_metrics(
+    write_json(
         output / "metrics.json",
         {
             **metrics,
@@ -222,7 +222,7 @@ def _export(task: Task, config: Any, output: Path) -> None:
     figures = vars(report) | {"unused_parameters": len(report.unused_parameters)}
     if config.export.file_format == "AIR":
         figures["max_difference"] = None  # only Ascend's own tools can run it
-    write_metrics(f"{report.path}.json", {**figures, "checkpoint": str(source)})
+    write_json(f"{report.path}.json", {**figures, "checkpoint": str(source)})
 
 
 def _infer(task: Task, config: Any, output: Path) -> None:

@@ -21,7 +21,6 @@ log = logging.getLogger("zoo")
 
 FORMATS = ("MINDIR", "AIR", "ONNX")
 Shape = tuple[int, ...]
-Arrays = tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from model_utils.errors import UserError
-from model_utils.files import PathLike, atomic_write, explain_os_errors, write_json
+from model_utils.files import PathLike, atomic_write, explain_os_errors
 
 log = logging.getLogger("zoo")
 
@@ -213,8 +213,3 @@ class Scalars:
         """Flush the files."""
         if self.writer is not None:
             self.writer.close()
-
-
-def write_metrics(path: PathLike, metrics: Mapping[str, Any]) -> None:
-    """metrics.json: the figures and how they were measured."""
-    write_json(path, dict(metrics))

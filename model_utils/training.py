@@ -22,8 +22,8 @@ from model_utils.config import key
 from model_utils.data import Dataset, EpochSampler, Loader
 from model_utils.distributed import Ranks, SyncBatchNorm, agree, synchronize_batch_norm
 from model_utils.errors import UserError
-from model_utils.files import read_json
-from model_utils.logs import Progress, Scalars, Table, duration, write_metrics
+from model_utils.files import read_json, write_json
+from model_utils.logs import Progress, Scalars, Table, duration
 from model_utils.optimizers import build_optimizer
 from model_utils.schedules import learning_rates
 
@@ -678,7 +678,7 @@ class Trainer:
         self.table.add(row)
         self.scalars.add({f"eval/{k}": float(v) for k, v in figures.items()}, self.done)
         if metrics:
-            write_metrics(
+            write_json(
                 self.output / "metrics.json",
                 {
                     "split": self.validation,
