@@ -1,0 +1,1 @@
+"""SANet's own modules."""

@@ -1,0 +1,136 @@
+"""SANet's configuration; the reference's own keys are named where they differ."""
+
+from dataclasses import dataclass
+
+from model_utils.config import group, key
+from model_utils.task import Config, DataConfig, EvaluateConfig, ExportConfig, InferConfig
+
+
+@dataclass
+class AugmentConfig:
+    """Random changes of training images (section 3 of the README); each can be switched off."""
+
+    scale_min: float = key(0.5, "smallest zoom, relative to base_size", minimum=0.05)
+    scale_max: float = key(2.1, "largest zoom", minimum=0.05)
+    scale_step: float = key(0.1, "zooms are scale_min plus multiples of this", minimum=0.001)
+    flip: bool = key(True, "mirror half of the images left to right", "flip")
+    brightness: float = key(0.0, "largest shift of the grey level, of 1", minimum=0, maximum=1)
+    contrast: float = key(0.0, "largest relative change of contrast", minimum=0, maximum=0.99)
+    saturation: float = key(0.0, "largest relative change of saturation", minimum=0, maximum=0.99)
+
+
+@dataclass
+class SANetData(DataConfig):
+    """Images with class masks, or ImageNet folders for pretraining."""
+
+    format: str = key(
+        "cityscapes",
+        "how images and masks are stored",
+        "dataset",
+        choices=("cityscapes", "camvid", "gtav", "folder", "imagenet"),
+    )
+    train_list: str = key("", "list file for training; empty is the format's own", "train_set")
+    val_list: str = key("", "list file for validation; empty is the format's own", "val_set")
+    test_list: str = key("", "list file for testing; empty is the format's own", "test_set")
+    images: str = key("images", "format folder: where the images are, below root/<split> or root")
+    masks: str = key("masks", "format folder: where the masks are")
+    palette: str = key("", "format folder: table of classes (name, red, green, blue or id)")
+    base_size: int = key(
+        2048, "long side of an image at zoom 1; 0 is the image's own", "base_size", minimum=0
+    )
+    crop_height: int = key(1024, "rows of a training crop", minimum=1)
+    crop_width: int = key(1024, "columns of a training crop", minimum=1)
+    edge_frame: int = key(6, "pixels along the border without boundary labels", minimum=0)
+    edge_size: int = key(4, "side of the square that widens boundaries", minimum=1)
+    mean: list[float] = key([0.485, 0.456, 0.406], "of red, green and blue in [0, 1]")
+    std: list[float] = key([0.229, 0.224, 0.225], "of red, green and blue in [0, 1]")
+    cache: bool = key(False, "keep decoded images in memory, for small data sets")
+    augment: AugmentConfig = group(AugmentConfig)
+
+
+@dataclass
+class LossConfig:
+    """Weights and settings of the losses (section 2)."""
+
+    aux: float = key(0.4, "weight of the auxiliary head", minimum=0)
+    main: float = key(1.0, "weight of the main head", minimum=0)
+    boundary: float = key(20.0, "weight of the boundary head", minimum=0)
+    boundary_aware: float = key(1.0, "weight of the main head near boundaries", minimum=0)
+    boundary_threshold: float = key(
+        0.8, "boundary probability from which a pixel is near", minimum=0, maximum=1
+    )
+    ohem: bool = key(True, "hard pixels only (online hard example mining)", "use_ohem")
+    ohem_threshold: float = key(
+        0.9, "pixels predicted with less probability are hard", "ohemthres", minimum=0, maximum=1
+    )
+    ohem_keep: int = key(
+        131072, "least number of pixels per device and step", "ohemkeep", minimum=1
+    )
+    class_weights: list[float] = key([], "one weight per class; empty weighs all alike")
+
+
+@dataclass
+class SANetEvaluate(EvaluateConfig):
+    """Keys of eval.py."""
+
+    split: str = key("val", "part of the data to measure", "split")
+    batch_size: int = key(1, "images of one size at once", "eval:batch_size", minimum=1)
+    scales: list[float] = key([1.0], "zooms whose scores are added", "scales", minimum=0.05)
+    flip: bool = key(False, "average with the mirrored image", "flip_test")
+    window_height: int = key(0, "rows of a sliding window; 0 is the whole image", minimum=0)
+    window_width: int = key(0, "columns of a sliding window; 0 is the whole image", minimum=0)
+    boundary_tolerance: int = key(
+        0, "pixels of the boundary F-score; 0 is 0.75 % of the diagonal", minimum=0
+    )
+    submission: bool = key(
+        False, "write label-id PNGs as the Cityscapes server wants them", "submission"
+    )
+
+
+@dataclass
+class SANetExport(ExportConfig):
+    """Keys of export.py."""
+
+    height: int = key(1024, "rows of the input; 0 is any", "export:height", minimum=0)
+    width: int = key(2048, "columns of the input; 0 is any", "export:width", minimum=0)
+    output: str = key(
+        "logits",
+        "logits at 1/8, scores resized to the input, or class numbers at the input's size",
+        choices=("logits", "scores", "classes"),
+    )
+
+
+@dataclass
+class SANetInfer(InferConfig):
+    """Keys of infer.py: images or a folder of images."""
+
+    images: str = key("", "an image, or a folder of images", "images", "image")
+    batch_size: int = key(1, "images at once", "infer:batch_size", minimum=1)
+    scales: list[float] = key([1.0], "zooms whose scores are added", "scales", minimum=0.05)
+    flip: bool = key(False, "average with the mirrored image")
+    boundaries: bool = key(False, "also draw the boundary map")
+    alpha: float = key(0.5, "weight of the class colours in the overlay", minimum=0, maximum=1)
+
+
+@dataclass
+class SANetConfig(Config):
+    """All keys of SANet."""
+
+    task: str = key(
+        "segmentation",
+        "segmentation, or classification to pretrain on ImageNet folders",
+        choices=("segmentation", "classification"),
+    )
+    variant: str = key("S", "depth of the network", "model", choices=("S", "M", "L"))
+    classes: int = key(0, "number of classes; 0 is the data's", "num_classes", minimum=0)
+    pooling: str = key(
+        "apppm",
+        "pyramid pooling; the others are for ablation",
+        choices=("apppm", "dappm", "dappm_few", "aappm", "sppf_tab", "sppf_tab_add"),
+    )
+    attention: str = key("add", "how the decoder joins its guides", choices=("add", "cat"))
+    data: SANetData = group(SANetData)
+    loss: LossConfig = group(LossConfig)
+    evaluate: SANetEvaluate = group(SANetEvaluate)
+    export: SANetExport = group(SANetExport)
+    infer: SANetInfer = group(SANetInfer)
