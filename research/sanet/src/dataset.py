@@ -1,0 +1,156 @@
+"""SANet's samples: images, labels and edge maps, from files in the data sets' own layouts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model_utils.errors import UserError
+from model_utils.files import read_image, require_folder
+from model_utils.segmentation import IGNORE, ClassTable, Pair, read_list, read_mask
+
+from .augment import Augmentation, Normalisation, edge_map
+from .classes import CAMVID
+from .config import SANetConfig, SANetData
+
+Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+class SegmentationDataset:
+    """Images with class masks.
+
+    Args:
+        pairs: the files; a pair without a mask has only ignored pixels.
+        classes: the table of classes.
+        augmentation: random changes; None gives whole images as they are.
+        normalisation: of the images.
+        edge_frame: see :func:`augment.edge_map`.
+        edge_size: likewise.
+        values: what masks hold, see :func:`model_utils.segmentation.read_mask`.
+        cache: keep images, labels and edges (5 bytes per pixel) in memory.
+        root: folder that names are given relative to.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        classes: ClassTable,
+        augmentation: Augmentation | None = None,
+        normalisation: Normalisation | None = None,
+        edge_frame: int = 6,
+        edge_size: int = 4,
+        values: str = "auto",
+        cache: bool = False,
+        root: Path | None = None,
+    ) -> None:
+        if not pairs:
+            raise UserError("the data set is empty; check the data folder and the split's name")
+        self.pairs = list(pairs)
+        self.classes = classes
+        self.augmentation = augmentation
+        self.normalisation = normalisation or Normalisation()
+        self._edge_frame, self._edge_size = edge_frame, edge_size
+        self._values, self._root = values, root
+        self._cache: dict[int, Sample] | None = {} if cache else None
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.pairs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the pixels in memory: reading processes keep their own."""
+        return {**self.__dict__, "_cache": None if self._cache is None else {}}
+
+    def name(self, index: int) -> str:
+        """The image's file, relative to the data's folder."""
+        path = self.pairs[index].image
+        if self._root is not None and path.is_relative_to(self._root):
+            path = path.relative_to(self._root)
+        return str(path)
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Image (H, W, 3) RGB uint8 and label (H, W) uint8, None without a mask."""
+        pair = self.pairs[index]
+        image = read_image(pair.image)
+        if pair.mask is None:
+            return image, None
+        label = read_mask(pair.mask, self.classes, self._values)
+        if label.shape != image.shape[:2]:
+            raise UserError(
+                f"mask {pair.mask} has {label.shape[0]}x{label.shape[1]} pixels (rows x columns), "
+                f"its image {pair.image} {image.shape[0]}x{image.shape[1]}; both must be equal"
+            )
+        return image, label
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        """Image (3, H, W) float32, normalised; label (H, W) uint8; edges (H, W) uint8, 0 or 1.
+
+        H and W are the crop's, or without augmentation the image's own.
+        """
+        image, label, edge = self._load(index)
+        if self.augmentation is not None:
+            image, label, edge = self.augmentation(image, label, edge, rng)
+        return self.normalisation(image), label, edge
+
+    def _load(self, index: int) -> Sample:
+        if self._cache is not None and index in self._cache:
+            return self._cache[index]
+        image, label = self.read(index)
+        if label is None:
+            label = np.full(image.shape[:2], IGNORE, np.uint8)
+        parts = (image, label, edge_map(label, self._edge_frame, self._edge_size))
+        if self._cache is not None:
+            self._cache[index] = parts
+        return parts
+
+
+def build_dataset(config: SANetConfig, split: str) -> SegmentationDataset | None:
+    """The samples of a split, augmented if it is ``train``; None without such a split.
+
+    Raises:
+        UserError: the folder is missing, a list names a missing file, no training data.
+    """
+    data = config.data
+    if not data.root:
+        raise UserError("no data given; add --data_path=FOLDER")
+    root = require_folder(data.root, "data folder", "set data.root")
+    pairs = _camvid_pairs(data, root, split)
+    if pairs is None:
+        if split == "train":
+            raise UserError(f"{root} has no training data of format {data.format}")
+        return None
+    return SegmentationDataset(
+        pairs,
+        CAMVID,
+        _augmentation(data) if split == "train" else None,
+        Normalisation(tuple(data.mean), tuple(data.std)),
+        data.edge_frame,
+        data.edge_size,
+        "colours",
+        data.cache,
+        root,
+    )
+
+
+def _augmentation(data: SANetData) -> Augmentation:
+    keys = data.augment
+    count = int((keys.scale_max - keys.scale_min) / keys.scale_step + 1e-6) + 1
+    return Augmentation(
+        (data.crop_height, data.crop_width),
+        data.base_size,
+        tuple(keys.scale_min + step * keys.scale_step for step in range(max(1, count))),
+        keys.flip,
+        keys.brightness,
+        keys.contrast,
+        keys.saturation,
+    )
+
+
+def _camvid_pairs(data: SANetData, root: Path, split: str) -> list[Pair] | None:
+    chosen = {"train": data.train_list, "val": data.val_list, "test": data.test_list}[split]
+    names = [chosen] if chosen else [f"{split}.lst", f"list/camvid/{split}.lst"]
+    for name in names:
+        if (root / name).is_file():
+            return read_list(root / name, [root, root / "camvid"])
+    return None
