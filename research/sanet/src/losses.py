@@ -1,0 +1,237 @@
+"""SANet's losses: section 2 of the specification of the published training code (PIDNet's).
+
+total = aux * CE(aux) + main * OHEM(main)
+        + boundary * balanced BCE(boundary) + boundary_aware * OHEM(main near boundaries)
+
+All are taken at the labels' resolution; logits are resized with aligned corners, as upstream.
+"""
+
+from collections.abc import Sequence
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from model_utils.segmentation import IGNORE
+
+from .network import SANetClassifier, SANetNetwork
+
+
+def resize_logits(logits: Tensor, height: int, width: int) -> Tensor:
+    """(N, K, h, w) to (N, K, height, width), bilinear with aligned corners."""
+    return ops.ResizeBilinearV2(True, False)(logits, (height, width))
+
+
+class NegativeLogLikelihood(nn.Cell):
+    """-log softmax at the label, per pixel.
+
+    Not ops.log_softmax, whose backward is a scalar kernel on CPU (docs/framework_traps.md).
+
+    Args:
+        classes: K.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.numbers = Tensor(np.arange(classes, dtype=np.int32).reshape(1, classes, 1, 1))
+
+    def construct(self, logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, K, H, W) and int32 labels (N, H, W), 255 ignored.
+
+        Returns:
+            (N, H, W) each: the loss, 0 where ignored, and 1 where the label holds the largest
+            logit.
+        """
+        chosen = (ops.expand_dims(label, 1) == self.numbers).astype(ms.float32)
+        largest = ops.stop_gradient(logits.max(axis=1, keepdims=True))
+        shifted = logits - largest
+        target = (shifted * chosen).sum(axis=1)
+        loss = ops.log(ops.exp(shifted).sum(axis=1)) - target
+        valid = (label != IGNORE).astype(ms.float32)
+        hit = (ops.stop_gradient(target) >= 0).astype(ms.float32) * valid
+        return loss * valid, hit
+
+
+class HardExamples(nn.Cell):
+    """Mean loss of the pixels that are predicted worst (OHEM).
+
+    A pixel counts if the probability of its label is below a threshold: the larger of a fixed
+    one and the (keep + 1)-th smallest probability. Without any such pixel the loss is 0, where
+    the published code fails.
+
+    Args:
+        threshold: the fixed probability.
+        keep: about the least number of pixels kept.
+    """
+
+    def __init__(self, threshold: float = 0.9, keep: int = 131072) -> None:
+        super().__init__()
+        self.threshold = threshold
+        self.keep = keep
+
+    def construct(self, loss: Tensor, probability: Tensor, valid: Tensor) -> Tensor:
+        """Weighted loss, probability of the label and 1 at valid pixels, each (N, H, W).
+
+        Returns:
+            The mean, a scalar; divided by the number of kept pixels, not by their weights.
+        """
+        # Probabilities are at most 1: pixels that are not valid come last.
+        candidates = ops.stop_gradient(probability * valid + 2.0 * (1.0 - valid)).reshape(-1)
+        if self.keep < candidates.shape[0]:
+            last = valid.astype(ms.int32).sum() - 1
+            place = ops.maximum(ops.minimum(last, self.keep), 0)
+            limit = kth_smallest(candidates, place)
+        else:
+            limit = (candidates * (candidates < 1.5).astype(ms.float32)).max()
+        limit = ops.maximum(limit, self.threshold)
+        kept = (candidates < limit).astype(ms.float32) * valid.reshape(-1)
+        return (loss.reshape(-1) * kept).sum() / ops.maximum(kept.sum(), 1.0)
+
+
+def kth_smallest(values: Tensor, place: Tensor) -> Tensor:
+    """The element of rank ``place`` (from 0) of float32 values in [0, 2], exactly.
+
+    Non-negative floats are ordered as their bit patterns are, so 31 passes of counting find
+    the pattern bit by bit. Sorting 300,000 values takes MindSpore ten times as long on CPU.
+
+    Args:
+        values: (n,).
+        place: scalar int32 in [0, n).
+    """
+    found = Tensor(0, ms.int32)
+    bits = ops.bitcast(values, ms.int32)
+    for bit in range(30, -1, -1):
+        trial = found + 2**bit
+        below = (bits < trial).astype(ms.int32).sum()
+        found = ops.select(below <= place, trial, found)
+    return ops.bitcast(found, ms.float32)
+
+
+class BalancedBoundary(nn.Cell):
+    """Binary cross entropy in which both classes weigh as much as the other is frequent."""
+
+    def construct(self, logits: Tensor, edge: Tensor) -> Tensor:
+        """Logits and float32 edges (0 or 1), (N, H, W) each, to a scalar."""
+        positive = edge.mean()
+        weight = edge * (1.0 - positive) + (1.0 - edge) * positive
+        # log(1 + exp(-|x|)) + max(x, 0) - x y: no overflow for any logit.
+        loss = ops.log(1.0 + ops.exp(-ops.abs(logits))) + ops.relu(logits) - logits * edge
+        return (weight * loss).mean()
+
+
+class SANetLoss(nn.Cell):
+    """The weighted sum of the four losses.
+
+    Args:
+        classes: K.
+        aux, main, boundary, boundary_aware: weights.
+        boundary_threshold: boundary probability from which a pixel is near a boundary.
+        ohem: False takes the weighted mean over all valid pixels instead of the hard ones.
+        threshold, keep: of HardExamples.
+        class_weights: one per class, or empty.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        aux: float = 0.4,
+        main: float = 1.0,
+        boundary: float = 20.0,
+        boundary_aware: float = 1.0,
+        boundary_threshold: float = 0.8,
+        ohem: bool = True,
+        threshold: float = 0.9,
+        keep: int = 131072,
+        class_weights: Sequence[float] = (),
+    ) -> None:
+        super().__init__()
+        self.likelihood = NegativeLogLikelihood(classes)
+        self.hard = HardExamples(threshold, keep)
+        self.balanced = BalancedBoundary()
+        self.weights = (aux, main, boundary, boundary_aware)
+        self.ohem = ohem
+        self.boundary_logit = float(np.log(boundary_threshold / (1.0 - boundary_threshold)))
+        self.class_weights = None
+        if len(class_weights):
+            table = np.zeros(256, np.float32)  # ignored labels weigh nothing
+            table[:classes] = class_weights
+            self.class_weights = Tensor(table)
+
+    def construct(
+        self, aux: Tensor, main: Tensor, boundary: Tensor, label: Tensor, edge: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Logits of the three heads, uint8 labels and edges (N, H, W).
+
+        Returns:
+            Scalars: total, auxiliary, main, boundary and boundary-aware loss, each without its
+            weight, and the share of valid pixels whose label has the largest main logit.
+        """
+        height, width = label.shape[1:]
+        label = label.astype(ms.int32)
+        valid = (label != IGNORE).astype(ms.float32)
+        weight = valid
+        if self.class_weights is not None:
+            weight = ops.gather(self.class_weights, label, 0)
+        aux_loss, _ = self.likelihood(resize_logits(aux, height, width), label)
+        main_loss, hit = self.likelihood(resize_logits(main, height, width), label)
+        edge_logits = resize_logits(boundary, height, width).reshape(label.shape)
+        near = valid * (ops.stop_gradient(edge_logits) > self.boundary_logit).astype(ms.float32)
+        probability = ops.exp(-ops.stop_gradient(main_loss))
+        weighted = main_loss * weight
+        # Upstream averages its unreduced map, ignored pixels included.
+        loss_aux = (aux_loss * weight).mean()
+        if self.ohem:
+            loss_main = self.hard(weighted, probability, valid)
+            loss_aware = self.hard(weighted, probability, near)
+        else:
+            loss_aux = _weighted_mean(aux_loss, weight, valid)
+            loss_main = _weighted_mean(main_loss, weight, valid)
+            loss_aware = _weighted_mean(main_loss, weight, near)
+        loss_boundary = self.balanced(edge_logits, edge.astype(ms.float32))
+        total = (
+            self.weights[0] * loss_aux
+            + self.weights[1] * loss_main
+            + self.weights[2] * loss_boundary
+            + self.weights[3] * loss_aware
+        )
+        accuracy = hit.sum() / ops.maximum(valid.sum(), 1.0)
+        return total, loss_aux, loss_main, loss_boundary, loss_aware, accuracy
+
+
+def _weighted_mean(loss: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
+    """Class-weighted mean over a mask, as PyTorch's cross entropy; 0 over nothing."""
+    weight = weight * mask
+    total = weight.sum()
+    return (loss * weight).sum() / ops.select(total > 0, total, ops.ones_like(total))
+
+
+class SANetTrainCell(nn.Cell):
+    """Network and losses as one Cell: a batch in, the losses out."""
+
+    def __init__(self, network: SANetNetwork, loss: SANetLoss) -> None:
+        super().__init__(auto_prefix=False)
+        self.network = network
+        self.loss = loss
+
+    def construct(self, image: Tensor, label: Tensor, edge: Tensor) -> tuple[Tensor, ...]:
+        """Images (N, 3, H, W), labels and edges (N, H, W) uint8 to the losses of SANetLoss."""
+        aux, main, boundary = self.network(image)
+        return self.loss(aux, main, boundary, label, edge)
+
+
+class ClassifierTrainCell(nn.Cell):
+    """ImageNet pretraining: cross entropy and accuracy of a batch."""
+
+    def __init__(self, network: SANetClassifier) -> None:
+        super().__init__(auto_prefix=False)
+        self.network = network
+
+    def construct(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (N, 3, H, W) and int32 labels (N,) to (loss, share of correct ones)."""
+        logits = self.network(image)
+        chosen = ops.one_hot(
+            label, logits.shape[1], Tensor(1.0, ms.float32), Tensor(0.0, ms.float32)
+        )
+        loss = (ops.logsumexp(logits, 1) - (logits * chosen).sum(axis=1)).mean()
+        hit = (ops.stop_gradient(logits).argmax(axis=1) == label).astype(ms.float32)
+        return loss, hit.mean()
