@@ -5,7 +5,8 @@ pickle, TorchScript archives and pickled modules are refused.
 """
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,23 @@ log = logging.getLogger("zoo")
 SOURCES = (".pth", ".pt", ".tar", ".ckpt", ".npz", ".safetensors")
 # Counters that PyTorch keeps beside batch statistics; MindSpore has no such parameter.
 IGNORED_SUFFIXES = ("num_batches_tracked",)
+# What wrappers put before every name: DataParallel, torch.compile.
+PREFIXES = ("module.", "_orig_mod.")
+# MindSpore's names of batch statistics and their PyTorch ones; all other suffixes are alike.
+BATCH_NORM_SUFFIXES = {
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
 # Where training scripts put the weights inside what they save.
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "network", "weights")
+
+
+def pytorch_name(name: str) -> str:
+    """A MindSpore parameter's name as PyTorch calls it: batch normalisation's suffixes differ."""
+    stem, _, last = name.rpartition(".")
+    return f"{stem}.{BATCH_NORM_SUFFIXES.get(last, last)}"
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
@@ -135,7 +151,15 @@ def convert(task: Any, config: Any) -> Path:
         raise UserError(f"--output={output} must end in .ckpt")
     if output.resolve() == Path(keys.source).resolve():
         raise UserError(f"--output={output} would replace the source; choose another name")
-    filled, unused = match(source, ours, names, task.rename_parameter)
+    filled, unused = match(source, ours, names, task.rename_parameter, task.reference_prefixes)
+    dead = [name for name in unused if _never_used(name, task)]
+    unused = [name for name in unused if name not in dead]
+    if dead:
+        log.info(
+            "%d tensors such as '%s' are left out: the reference stores but never uses them",
+            len(dead),
+            dead[0],
+        )
     missing = [name for name in ours if name not in filled]
     for name in unused:
         log.warning("unused: %s %s", name, tuple(source[name].shape))
@@ -156,11 +180,23 @@ def convert(task: Any, config: Any) -> Path:
     return output
 
 
+def _bare(name: str, prefixes: Sequence[str]) -> str:
+    for prefix in (*PREFIXES, *prefixes):
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _never_used(name: str, task: Any) -> bool:
+    pattern = task.reference_unused
+    return bool(pattern) and bool(re.fullmatch(pattern, _bare(name, task.reference_prefixes)))
+
+
 def match(
     source: Mapping[str, np.ndarray],
     ours: Mapping[str, np.ndarray],
     names: Mapping[str, str],
     rename: Any,
+    prefixes: Sequence[str] = (),
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Assign source tensors to parameters by the reference's names, or by our own.
 
@@ -169,6 +205,7 @@ def match(
         ours: parameters by our name.
         names: our name to the reference's.
         rename: maps names of other MindSpore implementations to ours.
+        prefixes: further ones of the reference's wrappers.
 
     Returns:
         Arrays by our name, and the source names that no parameter took.
@@ -180,9 +217,7 @@ def match(
     filled: dict[str, np.ndarray] = {}
     unused = []
     for name, value in source.items():
-        bare = name
-        for prefix in ("module.", "_orig_mod."):  # DataParallel, torch.compile
-            bare = bare.removeprefix(prefix)
+        bare = _bare(name, prefixes)
         if bare.endswith(IGNORED_SUFFIXES):
             continue
         own = wanted.get(bare) or rename(bare)

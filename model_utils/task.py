@@ -160,6 +160,10 @@ class Task(abc.ABC):
     """Name of the YAML file used without --config_path; None for the built-in values."""
     infer_example: ClassVar[str] = "--checkpoint_path=FILE"
     """A command line of infer.py, for its help."""
+    reference_prefixes: ClassVar[Sequence[str]] = ()
+    """What the reference implementation's wrappers put before parameter names."""
+    reference_unused: ClassVar[str] = ""
+    """Regular expression of tensors its checkpoints hold and its network never uses."""
 
     @property
     def folder(self) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor
 
+from model_utils.converting import pytorch_name
 from model_utils.data import EvaluationSampler, Loader
 from model_utils.distributed import GatherRanks, Ranks, gather_parts
 from model_utils.errors import UserError
@@ -195,17 +196,7 @@ class SDNetTask(Task):
 
     def reference_names(self, network: SDNetNetwork, config: SDNetConfig) -> dict[str, str]:
         """PyTorch's suffixes for batch normalisation, all else alike."""
-        suffixes = {
-            "gamma": "weight",
-            "beta": "bias",
-            "moving_mean": "running_mean",
-            "moving_variance": "running_var",
-        }
-        names = {}
-        for parameter in network.get_parameters():
-            stem, _, last = parameter.name.rpartition(".")
-            names[parameter.name] = f"{stem}.{suffixes.get(last, last)}"
-        return names
+        return {p.name: pytorch_name(p.name) for p in network.get_parameters()}
 
     def infer(self, config: SDNetConfig, output: Path) -> None:
         """Match two images and draw the matches."""
