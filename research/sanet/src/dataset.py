@@ -11,7 +11,7 @@ from model_utils.files import read_image, require_folder
 from model_utils.segmentation import IGNORE, ClassTable, Pair, read_list, read_mask
 
 from .augment import Augmentation, Normalisation, edge_map
-from .classes import CAMVID
+from .classes import CAMVID, CITYSCAPES
 from .config import SANetConfig, SANetData
 
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -103,6 +103,11 @@ class SegmentationDataset:
         if self._cache is not None:
             self._cache[index] = parts
         return parts
+
+
+def class_table(config: SANetConfig) -> ClassTable:
+    """The classes of the configured format; needs no images."""
+    return {"camvid": CAMVID}.get(config.data.format, CITYSCAPES)
 
 
 def build_dataset(config: SANetConfig, split: str) -> SegmentationDataset | None:
