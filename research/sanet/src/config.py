@@ -35,6 +35,7 @@ class SANetData(DataConfig):
     images: str = key("images", "format folder: where the images are, below root/<split> or root")
     masks: str = key("masks", "format folder: where the masks are")
     palette: str = key("", "format folder: table of classes (name, red, green, blue or id)")
+    map_classes: bool = key(False, "format gtav: Cityscapes' 19 classes instead of all 35")
     base_size: int = key(
         2048, "long side of an image at zoom 1; 0 is the image's own", "base_size", minimum=0
     )

@@ -1,5 +1,6 @@
 """SANet's samples: images, labels and edge maps, from files in the data sets' own layouts."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,15 @@ import numpy as np
 
 from model_utils.errors import UserError
 from model_utils.files import read_image, require_folder
-from model_utils.segmentation import IGNORE, ClassTable, Pair, read_list, read_mask
+from model_utils.segmentation import IGNORE, ClassTable, Pair, read_mask, to_eight_bits
 
 from .augment import Augmentation, Normalisation, edge_map
-from .classes import CAMVID, CITYSCAPES
+from .classes import CITYSCAPES, CITYSCAPES_TRAIN_IDS
 from .config import SANetConfig, SANetData
+from .imagenet import ImageFolder
+from .layouts import class_table, find_pairs, mask_values
+
+log = logging.getLogger("zoo")
 
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -52,6 +57,7 @@ class SegmentationDataset:
         self.normalisation = normalisation or Normalisation()
         self._edge_frame, self._edge_size = edge_frame, edge_size
         self._values, self._root = values, root
+        self._noted = False
         self._cache: dict[int, Sample] | None = {} if cache else None
 
     def __len__(self) -> int:
@@ -72,16 +78,29 @@ class SegmentationDataset:
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Image (H, W, 3) RGB uint8 and label (H, W) uint8, None without a mask."""
         pair = self.pairs[index]
-        image = read_image(pair.image)
+        image = self._read_image(pair.image)
         if pair.mask is None:
             return image, None
-        label = read_mask(pair.mask, self.classes, self._values)
+        label = read_mask(pair.mask, self._table(pair.mask), self._values)
         if label.shape != image.shape[:2]:
             raise UserError(
                 f"mask {pair.mask} has {label.shape[0]}x{label.shape[1]} pixels (rows x columns), "
                 f"its image {pair.image} {image.shape[0]}x{image.shape[1]}; both must be equal"
             )
         return image, label
+
+    def _read_image(self, path: Path) -> np.ndarray:
+        image = read_image(path)
+        if image.dtype == np.uint16 and not self._noted:
+            self._noted = True
+            log.info("%s has 16 bits (largest value %d): 65535 becomes 255", path, image.max())
+        return to_eight_bits(image, path)
+
+    def _table(self, mask: Path) -> ClassTable:
+        # Cityscapes' scripts can also write masks with the training classes.
+        if self.classes.names == CITYSCAPES.names and mask.name.endswith("_labelTrainIds.png"):
+            return CITYSCAPES_TRAIN_IDS
+        return self.classes
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         """Image (3, H, W) float32, normalised; label (H, W) uint8; edges (H, W) uint8, 0 or 1.
@@ -105,37 +124,56 @@ class SegmentationDataset:
         return parts
 
 
-def class_table(config: SANetConfig) -> ClassTable:
-    """The classes of the configured format; needs no images."""
-    return {"camvid": CAMVID}.get(config.data.format, CITYSCAPES)
+def build_dataset(
+    config: SANetConfig, split: str, augment: bool | None = None
+) -> SegmentationDataset | ImageFolder | None:
+    """The samples of a split; None without such a split.
 
-
-def build_dataset(config: SANetConfig, split: str) -> SegmentationDataset | None:
-    """The samples of a split, augmented if it is ``train``; None without such a split.
+    Args:
+        config: the configuration.
+        split: ``train``, ``val``, ``test``, or another that the data has.
+        augment: apply random changes; None applies them to ``train`` only.
 
     Raises:
-        UserError: the folder is missing, a list names a missing file, no training data.
+        UserError: the folder is missing, a list names a missing file, no training data, task
+            and format do not fit.
     """
     data = config.data
-    if not data.root:
-        raise UserError("no data given; add --data_path=FOLDER")
-    root = require_folder(data.root, "data folder", "set data.root")
-    pairs = _camvid_pairs(data, root, split)
+    augment = split == "train" if augment is None else augment
+    normalisation = Normalisation(tuple(data.mean), tuple(data.std))
+    if config.task == "classification":
+        return _image_folder(data, split, augment, normalisation)
+    classes = class_table(config)
+    pairs = find_pairs(data, split)
     if pairs is None:
-        if split == "train":
-            raise UserError(f"{root} has no training data of format {data.format}")
         return None
     return SegmentationDataset(
         pairs,
-        CAMVID,
-        _augmentation(data) if split == "train" else None,
-        Normalisation(tuple(data.mean), tuple(data.std)),
+        classes,
+        _augmentation(data) if augment else None,
+        normalisation,
         data.edge_frame,
         data.edge_size,
-        "colours",
+        mask_values(data),
         data.cache,
-        root,
+        Path(data.root),
     )
+
+
+def _image_folder(
+    data: SANetData, split: str, augment: bool, normalisation: Normalisation
+) -> ImageFolder | None:
+    if data.format != "imagenet":
+        raise UserError(
+            f"task classification needs data.format imagenet, not {data.format}; or use "
+            "task=segmentation"
+        )
+    if not data.root:
+        raise UserError("no data given; add --data_path=FOLDER")
+    root = require_folder(data.root, "data folder", "set data.root (--data_path)")
+    if split != "train" and not (root / split).is_dir():
+        return None
+    return ImageFolder(root, split, (data.crop_height, data.crop_width), augment, normalisation)
 
 
 def _augmentation(data: SANetData) -> Augmentation:
@@ -150,12 +188,3 @@ def _augmentation(data: SANetData) -> Augmentation:
         keys.contrast,
         keys.saturation,
     )
-
-
-def _camvid_pairs(data: SANetData, root: Path, split: str) -> list[Pair] | None:
-    chosen = {"train": data.train_list, "val": data.val_list, "test": data.test_list}[split]
-    names = [chosen] if chosen else [f"{split}.lst", f"list/camvid/{split}.lst"]
-    for name in names:
-        if (root / name).is_file():
-            return read_list(root / name, [root, root / "camvid"])
-    return None

@@ -1,0 +1,198 @@
+"""Where the files of a split are, in each data set's layout as distributed and by list files.
+
+A list file names ``image mask`` per line. Without a configured one, ``<split>.lst`` in the
+data folder is used, or the place of the reference implementation, ``list/<format>/<split>.lst``.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from model_utils.errors import UserError
+from model_utils.files import require_file, require_folder
+from model_utils.segmentation import ClassTable, Pair, pair_folders, read_list, read_palette
+
+from .classes import CAMVID, CITYSCAPES, GTAV, GTAV_MAPPED
+from .config import SANetConfig, SANetData
+
+# Splits that a training or its validation cannot do without masks.
+_WITH_MASKS = ("train", "val", "trainval")
+
+
+def class_table(config: SANetConfig) -> ClassTable:
+    """The classes of the configured data; reads the palette, but no images.
+
+    Raises:
+        UserError: no or a malformed palette; a format without masks.
+    """
+    data = config.data
+    if data.format == "folder":
+        return read_palette(_palette_file(data))
+    if data.format == "gtav":
+        return GTAV_MAPPED if data.map_classes else GTAV
+    if data.format == "imagenet":
+        raise UserError(
+            "data.format imagenet has no masks; use task=classification, or another format"
+        )
+    return {"cityscapes": CITYSCAPES, "camvid": CAMVID}[data.format]
+
+
+def mask_values(data: SANetData) -> str:
+    """What the format's masks hold, as :func:`model_utils.segmentation.read_mask` names it."""
+    return "colours" if data.format == "camvid" else "auto"
+
+
+def find_pairs(data: SANetData, split: str) -> list[Pair] | None:
+    """The files of a split; None without such a split.
+
+    Raises:
+        UserError: no data folder, no training data, a file that a list or layout calls for is
+            missing.
+    """
+    if not data.root:
+        raise UserError("no data given; add --data_path=FOLDER")
+    root = require_folder(data.root, "data folder", "set data.root (--data_path)")
+    pairs = _listed(data, root, split)
+    if pairs is None:
+        pairs = {
+            "cityscapes": _cityscapes,
+            "camvid": _nothing,
+            "gtav": _gtav,
+            "folder": _folders,
+        }[data.format](data, root, split)
+    if pairs is None and split == "train":
+        raise UserError(
+            f"{root} holds no training data of format {data.format}: {_EXPECTED[data.format]}"
+        )
+    return pairs
+
+
+_EXPECTED = {
+    "cityscapes": "expected leftImg8bit/train and gtFine/train, or train.lst; unpack the archives "
+    "there, or set data.format",
+    "camvid": "expected train.lst with 'images/X.png labels/X_L.png' lines; set data.train_list",
+    "gtav": "expected images and labels, or train.lst; unpack the archives there",
+    "folder": "expected <images>/train and <masks>/train, train/<images> and train/<masks>, "
+    "<images> and <masks>, or train.lst; set data.images and data.masks",
+}
+
+
+def _listed(data: SANetData, root: Path, split: str) -> list[Pair] | None:
+    chosen = getattr(data, f"{split}_list", "")
+    if chosen:
+        # The reference's lists lie beside the data set's folder, and so may root.
+        places = [root / chosen, root.parent / chosen, Path(chosen)]
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            raise UserError(
+                f"data.{split}_list {chosen} is neither in {root} nor in {root.parent} nor here; "
+                "correct it, or leave it empty for the format's own"
+            )
+    else:
+        reference = Path("list") / data.format / f"{split}.lst"
+        places = [root / f"{split}.lst", root / reference, root.parent / reference]
+        if data.format == "folder":
+            places = [root / f"{split}.lst", root / f"{split}.txt"]
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            return None
+    return read_list(found, _bases(data, root), masks=split != "test")
+
+
+def _bases(data: SANetData, root: Path) -> list[Path]:
+    # The reference's ROOT holds one folder per data set.
+    return [root, root / data.format]
+
+
+def _nothing(data: SANetData, root: Path, split: str) -> None:
+    return None
+
+
+def _cityscapes(data: SANetData, root: Path, split: str) -> list[Pair] | None:
+    """``leftImg8bit/<split>/<city>/*.png`` with ``gtFine``; the test set's masks are dummies."""
+    base = _base_with(data, root, "leftImg8bit")
+    if base is None:
+        return None
+    if split == "trainval":
+        parts = [_cityscapes(data, root, part) for part in ("train", "val")]
+        return [pair for part in parts for pair in part or ()]
+    ending = "_leftImg8bit.png"
+    images = sorted((base / "leftImg8bit" / split).glob(f"*/*{ending}"))
+    if not images:
+        return None
+    pairs = []
+    for image in images:
+        name = image.name.removesuffix(ending)
+        mask = base / "gtFine" / split / image.parent.name / f"{name}_gtFine_labelIds.png"
+        if split == "test":
+            pairs.append(Pair(image, None))
+            continue
+        require_file(mask, "mask", f"unpack gtFine beside leftImg8bit ({image} needs it)")
+        pairs.append(Pair(image, mask))
+    return pairs
+
+
+def _gtav(data: SANetData, root: Path, split: str) -> list[Pair] | None:
+    """``images/00001.png`` with ``labels/00001.png``, split by ``split.mat`` if there is one."""
+    base = _base_with(data, root, "images")
+    if base is None:
+        return None
+    table = base / "split.mat"
+    if not table.is_file():
+        return pair_folders(base / "images", base / "labels") if split == "train" else None
+    parts = ("train", "val") if split == "trainval" else (split,)
+    numbers = [number for part in parts for number in _split_numbers(table, part)]
+    pairs = []
+    for number in numbers:
+        files = [base / folder / f"{number:05d}.png" for folder in ("images", "labels")]
+        for file in files:
+            require_file(file, "file", f"{table} names it; unpack all ten archives, or use lists")
+        pairs.append(Pair(*files))
+    return pairs or None
+
+
+def _split_numbers(table: Path, split: str) -> Sequence[int]:
+    from scipy.io import loadmat
+
+    try:
+        content = loadmat(table)
+    except (ValueError, OSError, NotImplementedError, TypeError) as error:
+        raise UserError(
+            f"{table} is not a MATLAB file of GTAV ({error}); use list files"
+        ) from error
+    return [int(number) for number in np.ravel(content.get(f"{split}Ids", []))]
+
+
+def _folders(data: SANetData, root: Path, split: str) -> list[Pair] | None:
+    """The user's folders of images and masks, divided into splits or not."""
+    choices = [
+        (root / split / data.images, root / split / data.masks),
+        (root / data.images / split, root / data.masks / split),
+    ]
+    divided = any(
+        (place / "train").is_dir() for place in (root, root / data.images) if place.is_dir()
+    )
+    if split == "train" and not divided:
+        choices.append((root / data.images, root / data.masks))
+    for images, masks in choices:
+        if images.is_dir():
+            if split not in _WITH_MASKS and not masks.is_dir():
+                return pair_folders(images, None)
+            require_folder(masks, "mask folder", "set data.masks")
+            return pair_folders(images, masks)
+    return None
+
+
+def _base_with(data: SANetData, root: Path, folder: str) -> Path | None:
+    return next((base for base in _bases(data, root) if (base / folder).is_dir()), None)
+
+
+def _palette_file(data: SANetData) -> Path:
+    if not data.palette:
+        raise UserError(
+            "data.format folder needs data.palette, a table of the classes (name, red, green, "
+            "blue, or name, id)"
+        )
+    inside = Path(data.root) / data.palette
+    return inside if data.root and inside.is_file() else Path(data.palette)
