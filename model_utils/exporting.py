@@ -133,7 +133,7 @@ def export(
     target = _with_suffix(Path(path), kind)
     shapes = _shapes_to_run(inputs, sizes)
     _check_names(cell, [item.name for item in inputs])
-    with _evaluation_mode(cell), atomic_path(target) as temporary:
+    with evaluation_mode(cell), atomic_path(target) as temporary:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
             written = "MINDIR" if kind == "ONNX" else kind
             raw = _export_by_mindspore(cell, inputs, Path(folder), written)
@@ -242,7 +242,7 @@ def _shapes_to_run(
 
 
 @contextlib.contextmanager
-def _evaluation_mode(cell: Any) -> Iterator[None]:
+def evaluation_mode(cell: Any) -> Iterator[None]:
     """Evaluation inside, every cell's own training flag afterwards."""
     flags = [(member, member.training) for _, member in cell.cells_and_names()]
     cell.set_train(False)
