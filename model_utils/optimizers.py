@@ -73,7 +73,8 @@ def build_optimizer(
             entry["lr"] = (rates * np.float32(scale)).tolist()
         prepared.append(entry)
     # MindSpore stores a grouped optimizer's state under other names; one plain group stays plain.
-    single = len(prepared) == 1 and "lr" not in prepared[0]
+    # Not with sgd, which then leaves gamma and beta without decay.
+    single = len(prepared) == 1 and "lr" not in prepared[0] and config.name == "adam"
     parameters = prepared[0]["params"] if single else prepared
     decay = prepared[0]["weight_decay"] if single else config.weight_decay
     if config.name == "adam":

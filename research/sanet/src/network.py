@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from model_utils.layers import Dropout, conv2d
+from model_utils.layers import Dropout, ResizeLike, conv2d
 
 from .pyramid_pooling import POOLINGS
 
@@ -43,11 +43,6 @@ def same_conv(
         dilation=dilation,
         has_bias=bias,
     )
-
-
-def resize_like(x: Tensor, reference: Tensor) -> Tensor:
-    """``x`` bilinearly resized to the height and width of ``reference``."""
-    return ops.ResizeBilinearV2(False, True)(x, ops.shape(reference)[2:])
 
 
 class BasicBlock(nn.Cell):
@@ -179,11 +174,12 @@ class SADecoder(nn.Cell):
         self.conv_W = conv2d(guides, channels, (3, 1), padding=(1, 1, 0, 0))
         self.conv_out = same_conv(channels, outputs, 1)
         self.relu = nn.ReLU()
+        self.resize = ResizeLike()
         self.joined = attention == "cat"
 
     def construct(self, d1: Tensor, d2: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Guides d1, d2 and detail x (N, C, H, W), context y (N, C, h, w) to (N, outputs, H, W)."""
-        y = resize_like(self.relu(y), x)
+        y = self.resize(self.relu(y), x)
         guide = ops.concat((d1, d2), 1) if self.joined else d1 + d2
         attention = ops.sigmoid(self.conv_H(guide)) + ops.sigmoid(self.conv_W(guide))
         return self.conv_out(x * attention + x + y * (1.0 - attention) + y)
@@ -230,6 +226,7 @@ class SANetEncoderDecoder(nn.Cell):
             nn.BatchNorm2d(8 * p),
         )
         self.relu = nn.ReLU()
+        self.resize = ResizeLike()
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images (N, 3, H, W) to the features of the three heads.
@@ -246,11 +243,11 @@ class SANetEncoderDecoder(nn.Cell):
         detail1 = self.dp1(shallow)
         x4 = self.layer4(deep)
         x = x4 + self.down4(detail1)
-        detail1 = x3 + detail1 + resize_like(relu(x4), x3)
+        detail1 = x3 + detail1 + self.resize(relu(x4), x3)
         detail2 = self.dp2(detail1)
         x = self.layer5(relu(x)) + self.down5(detail2)  # a ReLU ends dp2
         x = relu(x)
-        detail = detail2 + resize_like(self.compression(x), x3)
+        detail = detail2 + self.resize(self.compression(x), x3)
         context = self.spp(relu(self.layer6(x)))
         return x4, detail, self.decoder(detail1, detail2, detail, context)
 

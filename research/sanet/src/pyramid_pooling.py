@@ -8,7 +8,7 @@ those of the published code; the others exist upstream only as figures, with nam
 
 from mindspore import Tensor, nn, ops
 
-from model_utils.layers import conv2d
+from model_utils.layers import ResizeLike, conv2d
 
 
 class BatchNormReluConv(nn.SequentialCell):
@@ -80,11 +80,7 @@ class _Pyramid(nn.Cell):
         self.scale4 = PooledConv(inputs, branch, 1, None)
         self.compression = BatchNormReluConv(branch * branches, outputs)
         self.shortcut = BatchNormReluConv(inputs, outputs)
-
-    @staticmethod
-    def up(x: Tensor, reference: Tensor) -> Tensor:
-        """``x`` resized to the height and width of ``reference``."""
-        return ops.ResizeBilinearV2(False, True)(x, ops.shape(reference)[2:])
+        self.up = ResizeLike()
 
 
 class APPPM(_Pyramid):
