@@ -184,6 +184,46 @@ def overlay(
     return base
 
 
+def legend(
+    names: Sequence[str],
+    colours: np.ndarray | Sequence[Any],
+    columns: int = 1,
+    values: Sequence[str] = (),
+) -> np.ndarray:
+    """Squares in the classes' colours beside their names, column by column.
+
+    Args:
+        names: of the classes (characters outside ASCII are shown as "?").
+        colours: (K, 3) RGB 0..255.
+        columns: how many names side by side.
+        values: a text behind each name, or none.
+
+    Raises:
+        UserError: no names, or another number of colours or values.
+    """
+    palette = np.asarray(colours, np.uint8).reshape(-1, 3)
+    if not names or len(palette) != len(names) or len(values) not in (0, len(names)):
+        raise UserError(
+            f"{len(names)} names, {len(palette)} colours and {len(values)} values make no legend"
+        )
+    texts = [
+        f"{name} {value}".strip().encode("ascii", "replace").decode()
+        for name, value in zip(names, values or [""] * len(names), strict=True)
+    ]
+    height, font, scale = 22, cv2.FONT_HERSHEY_SIMPLEX, 0.45
+    width = max(cv2.getTextSize(text, font, scale, 1)[0][0] for text in texts) + height + 16
+    rows = -(-len(texts) // max(1, columns))
+    picture = np.full((rows * height + 6, max(1, columns) * width, 3), 255, np.uint8)
+    for place, (text, colour) in enumerate(zip(texts, palette, strict=True)):
+        top, left = place % rows * height + 5, place // rows * width + 5
+        square = (left, top), (left + height - 6, top + height - 6)
+        cv2.rectangle(picture, *square, colour.tolist(), cv2.FILLED)
+        cv2.rectangle(picture, *square, (90, 90, 90), 1)
+        corner = (left + height + 2, top + height - 10)
+        cv2.putText(picture, text, corner, font, scale, (0, 0, 0), 1, cv2.LINE_AA)
+    return picture
+
+
 def draw_matches(
     left: np.ndarray,
     right: np.ndarray,
