@@ -286,18 +286,19 @@ def pair_folders(images: PathLike, masks: PathLike | None) -> list[Pair]:
     Raises:
         UserError: no images, an image without a mask, two files of one name.
     """
-    image_of = _by_stem(images, list_images(images))
-    mask_of: dict[Path, Path] = {}
+    files = list_images(images)
+    mask_files: list[Path] = []
     if masks is not None and Path(masks).resolve() == Path(images).resolve():
-        files = list_images(images)
-        image_of = _by_stem(images, [file for file in files if file.suffix.lower() != ".png"])
-        mask_of = _by_stem(images, [file for file in files if file.suffix.lower() == ".png"])
+        mask_files = [file for file in files if file.suffix.lower() == ".png"]
+        files = [file for file in files if file.suffix.lower() != ".png"]
     elif masks is not None:
-        mask_of = _by_stem(masks, list_images(masks))
-    if not image_of:
+        mask_files = list_images(masks)
+    if not files:
         raise UserError(f"{images} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    image_of = _by_stem(images, files)
     if masks is None:
         return [Pair(file, None) for file in image_of.values()]
+    mask_of = _by_stem(masks, mask_files)
     for stem, file in image_of.items():
         if stem not in mask_of:
             raise UserError(f"image {file} has no mask {stem}.* in {masks}; add it or use a list")
