@@ -114,6 +114,108 @@ class SANetInfer(InferConfig):
 
 
 @dataclass
+class BaselineConfig:
+    """Keys of compare_baselines.py; scikit-learn's classifiers on single pixels."""
+
+    pixels: int = key(400_000, "training pixels drawn from all images", minimum=100)
+    balance: float = key(
+        0.5, "draw classes by their frequency to this power; 0 alike, 1 as they occur", minimum=0
+    )
+    long_side: int = key(480, "larger images are reduced to this; 0 keeps them", minimum=0)
+    classifier: str = key(
+        "auto",
+        "gradient boosting, extremely randomised trees, or the better on images kept aside",
+        choices=("auto", "boosting", "trees"),
+    )
+    iterations: int = key(150, "rounds of boosting", minimum=1)
+    trees: int = key(100, "number of randomised trees", minimum=1)
+    jobs: int = key(1, "threads", minimum=1)
+
+
+@dataclass
+class HeatmapConfig:
+    """Keys of heatmap.py; images, alpha and weights are infer.py's."""
+
+    layer: str = key("decoder", "layer to look at; final_layer gives the logits", "heatmap:layer")
+    classes: list[str] = key(
+        [], "names or numbers of classes; empty is every class predicted", "heatmap:classes"
+    )
+    colours: str = key("turbo", "Matplotlib colour map; the reference's is jet", "heatmap:colours")
+
+
+@dataclass
+class BoundaryConfig:
+    """Keys of boundary.py; images, alpha and weights are infer.py's."""
+
+    threshold: float = key(
+        0.8, "probability from which a pixel is drawn", "boundary:threshold", minimum=0, maximum=1
+    )
+    masks: str = key("", "a mask, or a folder of masks, to draw class boundaries of", "masks")
+
+
+@dataclass
+class ReceptiveFieldConfig:
+    """Keys of receptive_field.py."""
+
+    layers: list[str] = key(
+        ["layer3", "dp2", "layer6", "decoder"],
+        "layers whose effective field is measured; empty measures none",
+        "receptive_field:layers",
+    )
+    size: int = key(768, "pixels of the square the field is measured on", minimum=64)
+    count: int = key(4, "how many squares to average over", minimum=1)
+
+
+@dataclass
+class VideoConfig:
+    """Keys of video.py; batch size, alpha and weights are infer.py's."""
+
+    source: str = key("", "a video, a folder of images or a pattern", "video:video", "video:source")
+    output: str = key(
+        "segmented.mp4", "video to write: .mp4, .avi, .mkv or .webm; a bare name is put into "
+        "output_path"
+    )  # fmt: skip
+    draw: str = key(
+        "overlay",
+        "class colours over the frames, class colours alone, or frames beside overlays",
+        "video:draw",
+        choices=("overlay", "map", "both"),
+    )
+    rate: float = key(0.0, "frames per second; 0 is the source's", "video:rate", minimum=0)
+    frames: int = key(0, "stop after so many; 0 takes all", "video:frames", minimum=0)
+    show_rate: bool = key(True, "write the network's images per second into the picture")
+
+
+@dataclass
+class SpeedConfig:
+    """Keys of speed.py."""
+
+    height: int = key(1024, "rows of the input", "speed:height", minimum=1)
+    width: int = key(2048, "columns of the input", "speed:width", minimum=1)
+    batch_size: int = key(1, "images at once", "speed:batch_size", minimum=1)
+    warmup: int = key(5, "runs before measuring", "speed:warmup", minimum=1)
+    repeats: int = key(30, "runs measured", "speed:repeats", minimum=2)
+    output: str = key(
+        "logits", "what the network ends with, as in export.py",
+        choices=("logits", "scores", "classes")
+    )  # fmt: skip
+    backends: list[str] = key(
+        ["mindspore", "mindir", "onnxruntime"], "what runs the network", "speed:backends"
+    )
+    half: bool = key(True, "also measure float16")
+
+
+@dataclass
+class ComplexityConfig:
+    """Keys of complexity.py."""
+
+    sizes: list[str] = key(
+        ["1024x2048", "512x1024", "720x960"], "rows x columns to count for", "complexity:sizes"
+    )
+    depth: int = key(1, "parts of a layer's name that make a row", "depth", minimum=1)
+
+
+@dataclass
 class SANetConfig(Config):
     """All keys of SANet."""
 
@@ -135,3 +237,10 @@ class SANetConfig(Config):
     evaluate: SANetEvaluate = group(SANetEvaluate)
     export: SANetExport = group(SANetExport)
     infer: SANetInfer = group(SANetInfer)
+    baseline: BaselineConfig = group(BaselineConfig)
+    heatmap: HeatmapConfig = group(HeatmapConfig)
+    boundary: BoundaryConfig = group(BoundaryConfig)
+    receptive_field: ReceptiveFieldConfig = group(ReceptiveFieldConfig)
+    video: VideoConfig = group(VideoConfig)
+    speed: SpeedConfig = group(SpeedConfig)
+    complexity: ComplexityConfig = group(ComplexityConfig)
