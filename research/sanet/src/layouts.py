@@ -16,9 +16,6 @@ from model_utils.segmentation import ClassTable, Pair, pair_folders, read_list, 
 from .classes import CAMVID, CITYSCAPES, GTAV, GTAV_MAPPED
 from .config import SANetConfig, SANetData
 
-# Splits that a training or its validation cannot do without masks.
-_WITH_MASKS = ("train", "val", "trainval")
-
 
 def class_table(config: SANetConfig) -> ClassTable:
     """The classes of the configured data; reads the palette, but no images.
@@ -46,6 +43,8 @@ def mask_values(data: SANetData) -> str:
 def find_pairs(data: SANetData, split: str) -> list[Pair] | None:
     """The files of a split; None without such a split.
 
+    The list configured for the split is a file, or the name of another split (``trainval``).
+
     Raises:
         UserError: no data folder, no training data, a file that a list or layout calls for is
             missing.
@@ -53,34 +52,8 @@ def find_pairs(data: SANetData, split: str) -> list[Pair] | None:
     if not data.root:
         raise UserError("no data given; add --data_path=FOLDER")
     root = require_folder(data.root, "data folder", "set data.root (--data_path)")
-    pairs = _listed(data, root, split)
-    if pairs is None:
-        pairs = {
-            "cityscapes": _cityscapes,
-            "camvid": _nothing,
-            "gtav": _gtav,
-            "folder": _folders,
-        }[data.format](data, root, split)
-    if pairs is None and split == "train":
-        raise UserError(
-            f"{root} holds no training data of format {data.format}: {_EXPECTED[data.format]}"
-        )
-    return pairs
-
-
-_EXPECTED = {
-    "cityscapes": "expected leftImg8bit/train and gtFine/train, or train.lst; unpack the archives "
-    "there, or set data.format",
-    "camvid": "expected train.lst with 'images/X.png labels/X_L.png' lines; set data.train_list",
-    "gtav": "expected images and labels, or train.lst; unpack the archives there",
-    "folder": "expected <images>/train and <masks>/train, train/<images> and train/<masks>, "
-    "<images> and <masks>, or train.lst; set data.images and data.masks",
-}
-
-
-def _listed(data: SANetData, root: Path, split: str) -> list[Pair] | None:
     chosen = getattr(data, f"{split}_list", "")
-    if chosen:
+    if Path(chosen).suffix or "/" in chosen:
         # The reference's lists lie beside the data set's folder, and so may root.
         places = [root / chosen, root.parent / chosen, Path(chosen)]
         found = next((place for place in places if place.is_file()), None)
@@ -89,15 +62,42 @@ def _listed(data: SANetData, root: Path, split: str) -> list[Pair] | None:
                 f"data.{split}_list {chosen} is neither in {root} nor in {root.parent} nor here; "
                 "correct it, or leave it empty for the format's own"
             )
-    else:
-        reference = Path("list") / data.format / f"{split}.lst"
-        places = [root / f"{split}.lst", root / reference, root.parent / reference]
-        if data.format == "folder":
-            places = [root / f"{split}.lst", root / f"{split}.txt"]
-        found = next((place for place in places if place.is_file()), None)
-        if found is None:
-            return None
-    return read_list(found, _bases(data, root), masks=split != "test")
+        return read_list(found, _bases(data, root), masks=split != "test")
+    pairs = _split(data, root, chosen or split)
+    if pairs is None and (split == "train" or chosen):
+        raise UserError(
+            f"{root} holds no {chosen or split} data of format {data.format}; "
+            f"{_EXPECTED[data.format].format(split=chosen or split)}"
+        )
+    return pairs
+
+
+def _split(data: SANetData, root: Path, split: str) -> list[Pair] | None:
+    """A split by its list file, else as distributed; ``trainval`` may be put together."""
+    reference = Path("list") / data.format / f"{split}.lst"
+    places = [root / f"{split}.lst", root / reference, root.parent / reference]
+    if data.format == "folder":
+        places = [root / f"{split}.lst", root / f"{split}.txt"]
+    found = next((place for place in places if place.is_file()), None)
+    if found is not None:
+        return read_list(found, _bases(data, root), masks=split != "test")
+    layouts = {"cityscapes": _cityscapes, "gtav": _gtav, "folder": _folders}
+    pairs = layouts[data.format](data, root, split) if data.format in layouts else None
+    if pairs is None and split == "trainval":
+        train, val = (_split(data, root, part) for part in ("train", "val"))
+        return None if train is None or val is None else train + val
+    return pairs
+
+
+_EXPECTED = {
+    "cityscapes": "unpack the archives so that leftImg8bit/{split} and gtFine/{split} exist, or "
+    "add {split}.lst, or set data.format",
+    "camvid": "add {split}.lst with lines 'images/X.png labels/X_L.png', or set data.{split}_list",
+    "gtav": "unpack the archives so that images, labels and split.mat exist, or add {split}.lst",
+    "folder": "expected <images>/{split} and <masks>/{split}, or {split}/<images> and "
+    "{split}/<masks>, or {split}.lst, or for training just <images> and <masks>; set data.images "
+    "and data.masks",
+}
 
 
 def _bases(data: SANetData, root: Path) -> list[Path]:
@@ -105,18 +105,11 @@ def _bases(data: SANetData, root: Path) -> list[Path]:
     return [root, root / data.format]
 
 
-def _nothing(data: SANetData, root: Path, split: str) -> None:
-    return None
-
-
 def _cityscapes(data: SANetData, root: Path, split: str) -> list[Pair] | None:
     """``leftImg8bit/<split>/<city>/*.png`` with ``gtFine``; the test set's masks are dummies."""
     base = _base_with(data, root, "leftImg8bit")
     if base is None:
         return None
-    if split == "trainval":
-        parts = [_cityscapes(data, root, part) for part in ("train", "val")]
-        return [pair for part in parts for pair in part or ()]
     ending = "_leftImg8bit.png"
     images = sorted((base / "leftImg8bit" / split).glob(f"*/*{ending}"))
     if not images:
@@ -141,10 +134,8 @@ def _gtav(data: SANetData, root: Path, split: str) -> list[Pair] | None:
     table = base / "split.mat"
     if not table.is_file():
         return pair_folders(base / "images", base / "labels") if split == "train" else None
-    parts = ("train", "val") if split == "trainval" else (split,)
-    numbers = [number for part in parts for number in _split_numbers(table, part)]
     pairs = []
-    for number in numbers:
+    for number in _split_numbers(table, split):
         files = [base / folder / f"{number:05d}.png" for folder in ("images", "labels")]
         for file in files:
             require_file(file, "file", f"{table} names it; unpack all ten archives, or use lists")
@@ -177,7 +168,7 @@ def _folders(data: SANetData, root: Path, split: str) -> list[Pair] | None:
         choices.append((root / data.images, root / data.masks))
     for images, masks in choices:
         if images.is_dir():
-            if split not in _WITH_MASKS and not masks.is_dir():
+            if split == "test" and not masks.is_dir():
                 return pair_folders(images, None)
             require_folder(masks, "mask folder", "set data.masks")
             return pair_folders(images, masks)
