@@ -10,6 +10,7 @@ from mindspore import Tensor, nn
 from model_utils.layers import (
     Dropout,
     FullMapConv2d,
+    ResizeLike,
     conv2d,
     conv_transpose2d,
     l2_normalize,
@@ -42,6 +43,59 @@ class Normalize(nn.Cell):
 
 def normal(shape, seed):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+# Resizing
+
+
+class ResizeGradient(nn.Cell):
+    def __init__(self, cell):
+        super().__init__()
+        self.cell = cell
+        self.differentiate = ms.grad(self.weighted, grad_position=0)
+
+    def weighted(self, x, like, weight):
+        return (self.cell(x, like) * weight).sum()
+
+    def construct(self, x, like, weight):
+        return self.differentiate(x, like, weight)
+
+
+def places(source, target, align_corners):
+    """Where the target's pixel centres lie among the source's."""
+    if align_corners:
+        return np.linspace(0, source - 1, target) if target > 1 else np.zeros(1)
+    return (np.arange(target) + 0.5) * source / target - 0.5
+
+
+def along(source, target, align_corners):
+    """Interpolation of unit vectors, column by column, by NumPy."""
+    columns = [
+        np.interp(places(source, target, align_corners), np.arange(source), unit)
+        for unit in np.eye(source)
+    ]
+    return np.stack(columns, 1)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(
+    ("source", "target"), [((3, 4), (7, 9)), ((1, 1), (4, 5)), ((1, 6), (3, 6)), ((5, 5), (5, 5))]
+)
+def test_resizing_is_linear_interpolation_in_both_modes(align_corners, source, target):
+    rows, columns = (along(a, b, align_corners) for a, b in zip(source, target, strict=True))
+    cell = ResizeLike(align_corners)
+    gradient = ResizeGradient(cell)
+    like = Tensor(np.zeros((1, 1, *target), np.float32))
+    for seed in range(3):
+        x, weight = normal((2, 3, *source), seed), normal((2, 3, *target), seed + 10)
+        expected = np.einsum("yh,nchw,xw->ncyx", rows, x, columns)
+        back = np.einsum("yh,ncyx,xw->nchw", rows, weight, columns)
+        for training in (True, False):
+            cell.set_train(training)
+            np.testing.assert_allclose(cell(Tensor(x), like).asnumpy(), expected, atol=2e-6)
+        gradient.set_train(True)
+        computed = gradient(Tensor(x), like, Tensor(weight)).asnumpy()
+        np.testing.assert_allclose(computed, back, atol=1e-5)
 
 
 # Convolutions

@@ -8,6 +8,7 @@ from mindspore import Tensor, nn
 from model_utils import checkpoint as checkpoints
 from model_utils.distributed import Ranks
 from model_utils.errors import UserError
+from model_utils.optimizers import OptimizerConfig, build_optimizer
 from model_utils.training import AccumulateStep, Trainer, TrainStep
 from research.sdnet.src.config import SDNetConfig
 from research.sdnet.src.task import SDNetTask
@@ -56,6 +57,37 @@ def test_accumulated_clipped_and_averaged_updates_are_those_of_the_whole_batch(p
         average += 0.1 * (expected - average)
         np.testing.assert_allclose(cell.weight.asnumpy(), expected, atol=2e-6)
         np.testing.assert_allclose(step.averages[0].asnumpy(), average, atol=2e-6)
+
+
+class Scaled(nn.Cell):
+    """A loss whose only parameters are called as batch normalisation's are."""
+
+    def __init__(self):
+        super().__init__()
+        self.gamma = ms.Parameter(Tensor(np.float32([1, 2])), name="bn.gamma")
+        self.beta = ms.Parameter(Tensor(np.float32([3, 4])), name="bn.beta")
+
+    def construct(self, x):
+        return ((self.gamma * x + self.beta).sum(),)
+
+
+def test_sgd_decays_every_parameter_and_steps_as_nesterov_defines_it():
+    """The framework leaves gamma and beta without decay unless told; PyTorch does not."""
+    cell = Scaled()
+    config = OptimizerConfig(name="sgd", momentum=0.9, nesterov=True, weight_decay=0.1)
+    rates = np.float32([0.5, 0.25, 0.125])
+    optimizer = build_optimizer(config, [{"params": cell.trainable_params()}], rates)
+    step = TrainStep(cell, optimizer, Ranks())
+    expected = {"gamma": np.array([1.0, 2.0]), "beta": np.array([3.0, 4.0])}
+    velocity = {"gamma": 0.0, "beta": 0.0}
+    for rate, x in zip(rates, np.float32([[1, -2], [0.5, 3], [-1, 1]]), strict=True):
+        step(Tensor(np.zeros(1, np.float32)), Tensor(x))
+        for name, slope in (("gamma", x), ("beta", np.ones(2))):
+            gradient = slope + 0.1 * expected[name]
+            velocity[name] = 0.9 * velocity[name] + gradient
+            expected[name] = expected[name] - rate * (gradient + 0.9 * velocity[name])
+        np.testing.assert_allclose(cell.gamma.asnumpy(), expected["gamma"], atol=1e-6)
+        np.testing.assert_allclose(cell.beta.asnumpy(), expected["beta"], atol=1e-6)
 
 
 def test_weights_inside_a_training_state_are_the_weights(tmp_path):

@@ -9,7 +9,11 @@ from tests import seeded
 
 def fill(cell, params, gain, prefix=""):
     """Give every parameter its fixture value; returns the fixture names that nothing took."""
-    names = {pytorch_name(prefix + p.name): p for p in cell.get_parameters() if not p.name.endswith("dropout_calls")}
+    names = {
+        pytorch_name(prefix + p.name): p
+        for p in cell.get_parameters()
+        if not p.name.endswith("dropout_calls")
+    }
     unused = []
     for name, shape, _ in params:
         parameter = names.pop(prefix + name, None)

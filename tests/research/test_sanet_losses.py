@@ -201,7 +201,9 @@ def test_two_optimizer_steps_equal_published_code():
     network = SANetNetwork("S", 19)
     fill(network, description["params"], description["gain"])
     loss = SANetLoss(
-        19, keep=options["ohem_keep"], threshold=options["ohem_thres"],
+        19,
+        keep=options["ohem_keep"],
+        threshold=options["ohem_thres"],
         class_weights=options["class_weights"],
     )
     cell = SANetTrainCell(network, loss)

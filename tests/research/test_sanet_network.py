@@ -57,7 +57,8 @@ def test_imagenet_build_equals_published_code():
 def test_parameter_counts(variant, used, trained):
     network = SANetNetwork(variant, 19)
     heads = sum(
-        p.size for head in (network.seghead_extra, network.seghead_d)
+        p.size
+        for head in (network.seghead_extra, network.seghead_d)
         for p in head.trainable_params()
     )
     total = sum(p.size for p in network.trainable_params())
@@ -83,8 +84,9 @@ class Weighted(nn.Cell):
         super().__init__(auto_prefix=False)
         self.cell = cell
         self.cotangent = Tensor(cotangent)
-        self.differentiate = ms.value_and_grad(self.total, tuple(range(cell.count)),
-                                               cell.trainable_params(), has_aux=True)
+        self.differentiate = ms.value_and_grad(
+            self.total, tuple(range(cell.count)), cell.trainable_params(), has_aux=True
+        )
 
     def total(self, *inputs):
         output = self.cell(*inputs)
@@ -117,7 +119,9 @@ def test_modules_equal_published_code(name, mode):
     cell.set_train(mode == "train")
     values = [seeded.network_input(n, description["inputs"][n]) for n in inputs]
     count, channels, *sides = arrays[mode].shape
-    cotangent = seeded.network_input(f"{inputs[0].rpartition('_')[0]}_cot", (count, 4 * channels, *sides))
+    cotangent = seeded.network_input(
+        f"{inputs[0].rpartition('_')[0]}_cot", (count, 4 * channels, *sides)
+    )
     run = Weighted(cell, cotangent)
     norms = description["values"][mode]["param_grad_norm"]
     for _ in range(3):
@@ -153,4 +157,6 @@ def test_initial_weights_follow_the_published_rule():
     assert np.abs(network.stom[0].bias.asnumpy()).max() <= 1 / np.sqrt(27)
     again = SANetNetwork("S", 19, seed=0).layer3[1].conv1.weight.asnumpy()
     np.testing.assert_array_equal(weight, again)
-    assert not np.array_equal(weight, SANetNetwork("S", 19, seed=1).layer3[1].conv1.weight.asnumpy())
+    assert not np.array_equal(
+        weight, SANetNetwork("S", 19, seed=1).layer3[1].conv1.weight.asnumpy()
+    )

@@ -346,5 +346,3 @@ def initialize(network: nn.Cell, seed: int) -> None:
         if cell.has_bias:
             bias = rng.uniform(-bound, bound, cell.bias.shape)
             cell.bias.set_data(Tensor(bias.astype(np.float32)))
-
-

@@ -18,7 +18,9 @@ class BatchNormReluConv(nn.SequentialCell):
         high, wide = kernel if isinstance(kernel, tuple) else (kernel, kernel)
         padding = (high // 2, high // 2, wide // 2, wide // 2)
         super().__init__(
-            nn.BatchNorm2d(inputs), nn.ReLU(), conv2d(inputs, outputs, (high, wide), padding=padding)
+            nn.BatchNorm2d(inputs),
+            nn.ReLU(),
+            conv2d(inputs, outputs, (high, wide), padding=padding),
         )
 
 

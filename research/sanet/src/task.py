@@ -37,9 +37,7 @@ class SANetTask(Task):
         r"spp\.process\d\..*|seghead_d2\..*|fc\..*|classifier\..*|sem_loss\..*|sb_loss\..*"
     )
 
-    def build_network(
-        self, config: SANetConfig, ranks: Ranks
-    ) -> SANetNetwork | SANetClassifier:
+    def build_network(self, config: SANetConfig, ranks: Ranks) -> SANetNetwork | SANetClassifier:
         """The network, initialised as upstream's."""
         if config.task == "classification":
             self.loss_names = ("loss", "accuracy")  # type: ignore[misc]

@@ -1,0 +1,180 @@
+"""SANet from Python: images in, class numbers out."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model_utils.errors import UserError
+from model_utils.exporting import ExportInput
+from model_utils.files import PathLike, read_image, write_image, write_json
+from model_utils.logs import Progress
+from model_utils.predictor import Predictor
+from model_utils.segmentation import ClassTable, to_eight_bits
+from model_utils.windows import resize_aligned
+
+from .augment import Normalisation
+from .config import SANetConfig, SANetInfer
+from .layouts import class_table
+from .multiscale import Protocol, exp_scores
+from .prediction import Prediction
+from .task import SANetTask
+from .tools.segmenting import draw_segmentation
+
+log = logging.getLogger("zoo")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+
+
+class SANet(Predictor):
+    """Street segmentation.
+
+    Example::
+
+        model = SANet.from_checkpoint("best.ckpt")
+        classes = model.predict(image)                   # (H, W) uint8
+        scores = model.scores(image, scales=(0.75, 1.0), flip=True)
+    """
+
+    task_class = SANetTask
+
+    @property
+    def classes(self) -> ClassTable:
+        """Names and colours of the classes."""
+        return class_table(self.config)
+
+    def normalise(self, image: np.ndarray, name: object = "the image") -> np.ndarray:
+        """An image as the network takes it.
+
+        Args:
+            image: (H, W, 3) RGB or (H, W) grey, 8 or 16 bits; grey becomes three equal channels.
+            name: what to call it in messages.
+
+        Returns:
+            (3, H, W) float32.
+
+        Raises:
+            UserError: another shape or type.
+        """
+        image = np.asarray(image)
+        if image.ndim == 2:
+            image = np.repeat(image[:, :, None], 3, axis=2)
+        if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise UserError(
+                f"{name} has shape {image.shape}; SANet takes (height, width, 3) RGB or "
+                "(height, width) grey images"
+            )
+        data = self.config.data
+        normalisation = Normalisation(tuple(data.mean), tuple(data.std))
+        return normalisation(to_eight_bits(image, Path(str(name))))
+
+    def run_network(self, images: np.ndarray) -> np.ndarray:
+        """Main logits (N, K, H / 8, W / 8) of normalised images (N, 3, H, W), float32.
+
+        Raises:
+            UserError: the weights are an exported file that gives class numbers only.
+        """
+        output = self._run("logits", images)
+        if output.ndim != 4:
+            raise UserError(
+                f"{self.source} gives class numbers, not scores; export with "
+                "--export.output=logits, or use the checkpoint"
+            )
+        return output
+
+    def _run(self, output: str, images: np.ndarray) -> np.ndarray:
+        cell = None
+        if self.network is not None:
+            cell = Prediction(self.network, output)
+        else:
+            output = "file"
+        inputs = [ExportInput("image", (None, 3, None, None))]
+        return self.open(output, cell, inputs).run(images)[0]
+
+    def predict(self, image: np.ndarray) -> np.ndarray:
+        """Class of every pixel, at a single scale.
+
+        Args:
+            image: (H, W, 3) RGB or (H, W) grey, 8 or 16 bits, of any size.
+
+        Returns:
+            (H, W) uint8.
+        """
+        pixels = self.normalise(image)
+        output = self._run("classes", pixels[None])[0]
+        if output.ndim == 3:  # an exported file of logits or scores
+            output = resize_aligned(output, pixels.shape[1:]).argmax(axis=0)
+        return output.astype(np.uint8)
+
+    def scores(
+        self, image: np.ndarray, scales: tuple[float, ...] = (1.0,), flip: bool = False
+    ) -> np.ndarray:
+        """Class probabilities.
+
+        Args:
+            image: as for ``predict``.
+            scales: zooms whose scores exp(logits) are added, as in multi-scale evaluation.
+            flip: average the logits with those of the mirrored image.
+
+        Returns:
+            (K, H, W) float32 in [0, 1], summing to 1 over the classes.
+        """
+        total = exp_scores(self.run_network, self.normalise(image), Protocol(tuple(scales), flip))
+        return total.values / total.values.sum(axis=0)
+
+    @classmethod
+    def run(cls, config: SANetConfig, output: Path) -> dict[str, Any]:
+        """infer.py: segment image files; write class numbers, class colours and overlays."""
+        keys: SANetInfer = config.infer
+        files = image_files(keys.images)
+        source = config.checkpoint_path or "outputs/train/best.ckpt"
+        model = cls.from_checkpoint(source, keys.backend, config)
+        single = tuple(keys.scales) == (1.0,) and not keys.flip
+        shares: dict[str, dict[str, float]] = {}
+        progress = Progress(len(files), "segmenting", unit="image")
+        for path in files:
+            image = read_image(path)
+            if single:
+                classes = model.predict(image)
+            else:
+                classes = model.scores(image, tuple(keys.scales), keys.flip).argmax(axis=0)
+            classes = classes.astype(np.uint8)
+            name = path.relative_to(files[0].parent if path == files[0] else Path(keys.images))
+            stem = output / name.with_suffix("")
+            write_image(Path(f"{stem}_classes.png"), classes)
+            pictures = draw_segmentation(
+                to_eight_bits(image, path), classes, model.classes, keys.alpha
+            )
+            for kind, picture in pictures.items():
+                write_image(Path(f"{stem}_{kind}.png"), picture)
+            counts = np.bincount(classes.ravel(), minlength=len(model.classes)) / classes.size
+            shares[str(name)] = {
+                label: round(float(share), 4)
+                for label, share in zip(model.classes.names, counts, strict=False)
+                if share
+            }
+            progress.advance()
+        progress.close()
+        summary = {"images": len(files), "network": str(source), "shares": shares}
+        write_json(output / "metrics.json", summary)
+        log.info("%d images segmented; results in %s", len(files), output)
+        return summary
+
+
+def image_files(given: PathLike) -> list[Path]:
+    """One image, or all images of a folder and the folders below it, in order of name.
+
+    Raises:
+        UserError: nothing given, or nothing there.
+    """
+    if not str(given):
+        raise UserError("infer.py needs images: --images=FILE_OR_FOLDER")
+    path = Path(given)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist; check --images")
+    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not found:
+        raise UserError(f"{path} holds no image ({', '.join(SUFFIXES)}); check --images")
+    return found
