@@ -150,7 +150,9 @@ class BoundaryConfig:
     threshold: float = key(
         0.8, "probability from which a pixel is drawn", "boundary:threshold", minimum=0, maximum=1
     )
-    masks: str = key("", "a mask, or a folder of masks, to draw class boundaries of", "masks")
+    masks: str = key(
+        "", "a mask, or a folder of masks, to draw class boundaries of", "boundary:masks"
+    )
 
 
 @dataclass
@@ -168,7 +170,7 @@ class ReceptiveFieldConfig:
 
 @dataclass
 class VideoConfig:
-    """Keys of video.py; batch size, alpha and weights are infer.py's."""
+    """Keys of video.py; alpha, backend and weights are infer.py's."""
 
     source: str = key("", "a video, a folder of images or a pattern", "video:video", "video:source")
     output: str = key(
@@ -183,6 +185,7 @@ class VideoConfig:
     )
     rate: float = key(0.0, "frames per second; 0 is the source's", "video:rate", minimum=0)
     frames: int = key(0, "stop after so many; 0 takes all", "video:frames", minimum=0)
+    batch_size: int = key(1, "frames at once", "video:batch_size", minimum=1)
     show_rate: bool = key(True, "write the network's images per second into the picture")
 
 

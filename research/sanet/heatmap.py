@@ -1,0 +1,12 @@
+"""Draw which places of an image speak for each class (Grad-CAM).
+
+python heatmap.py --checkpoint_path=FILE.ckpt --images=PHOTO.jpg
+python heatmap.py --checkpoint_path=FILE.ckpt --images=PHOTO.jpg --layer=layer5 --classes=car,road
+"""
+
+from model_utils.entry import command
+from src.task import SANetTask
+from src.tools.heatmap import heatmap
+
+if __name__ == "__main__":
+    command(SANetTask(), "heatmap", heatmap)
