@@ -127,7 +127,7 @@ class BaselineConfig:
         "gradient boosting, extremely randomised trees, or the better on images kept aside",
         choices=("auto", "boosting", "trees"),
     )
-    iterations: int = key(150, "rounds of boosting", minimum=1)
+    iterations: int = key(60, "rounds of boosting", minimum=1)
     trees: int = key(100, "number of randomised trees", minimum=1)
     jobs: int = key(1, "threads", minimum=1)
 
@@ -137,9 +137,7 @@ class HeatmapConfig:
     """Keys of heatmap.py; images, alpha and weights are infer.py's."""
 
     layer: str = key("decoder", "layer to look at; final_layer gives the logits", "heatmap:layer")
-    classes: list[str] = key(
-        [], "names or numbers of classes; empty is every class predicted", "heatmap:classes"
-    )
+    classes: list[str] = key([], "names or numbers of classes; empty is every class predicted")
     colours: str = key("turbo", "Matplotlib colour map; the reference's is jet", "heatmap:colours")
 
 
