@@ -143,13 +143,12 @@ def build_dataset(
     normalisation = Normalisation(tuple(data.mean), tuple(data.std))
     if config.task == "classification":
         return _image_folder(data, split, augment, normalisation)
-    classes = class_table(config)
     pairs = find_pairs(data, split)
     if pairs is None:
         return None
     return SegmentationDataset(
         pairs,
-        classes,
+        class_table(config),
         _augmentation(data) if augment else None,
         normalisation,
         data.edge_frame,
