@@ -128,7 +128,7 @@ class BaselineConfig:
         choices=("auto", "boosting", "trees"),
     )
     iterations: int = key(60, "rounds of boosting", minimum=1)
-    trees: int = key(100, "number of randomised trees", minimum=1)
+    trees: int = key(60, "number of randomised trees", minimum=1)
     jobs: int = key(1, "threads", minimum=1)
 
 
