@@ -76,10 +76,12 @@ class SANetEvaluate(EvaluateConfig):
 
     split: str = key("val", "part of the data to measure", "split")
     batch_size: int = key(1, "images of one size at once", "eval:batch_size", minimum=1)
-    scales: list[float] = key([1.0], "zooms whose scores are added", "scales", minimum=0.05)
-    flip: bool = key(False, "average with the mirrored image", "flip_test")
-    window_height: int = key(0, "rows of a sliding window; 0 is the whole image", minimum=0)
-    window_width: int = key(0, "columns of a sliding window; 0 is the whole image", minimum=0)
+    scales: list[float] = key([1.0], "zooms whose scores are added", "eval:scales", minimum=0.05)
+    flip: bool = key(False, "average with the mirrored image", "flip_test", "eval:flip")
+    window_height: int = key(
+        0, "rows of a sliding window at zooms above 1; 0 is the whole image", minimum=0
+    )
+    window_width: int = key(0, "columns of such a window; 0 is the whole image", minimum=0)
     boundary_tolerance: int = key(
         0, "pixels of the boundary F-score; 0 is 0.75 % of the diagonal", minimum=0
     )
@@ -107,8 +109,8 @@ class SANetInfer(InferConfig):
 
     images: str = key("", "an image, or a folder of images", "images", "image")
     batch_size: int = key(1, "images at once", "infer:batch_size", minimum=1)
-    scales: list[float] = key([1.0], "zooms whose scores are added", "scales", minimum=0.05)
-    flip: bool = key(False, "average with the mirrored image")
+    scales: list[float] = key([1.0], "zooms whose scores are added", "infer:scales", minimum=0.05)
+    flip: bool = key(False, "average with the mirrored image", "infer:flip")
     boundaries: bool = key(False, "also draw the boundary map")
     alpha: float = key(0.5, "weight of the class colours in the overlay", minimum=0, maximum=1)
 

@@ -1,0 +1,331 @@
+"""SANet's scripts as a user runs them: by path, from a foreign folder, on good and bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+import pytest
+
+from model_utils import checkpoint as checkpoints
+from model_utils.converting import pytorch_name
+from model_utils.entry import load_config
+from model_utils.errors import UserError
+from research.sanet import SANet
+from research.sanet.src.network import SANetClassifier, SANetNetwork
+from research.sanet.src.task import SANetTask
+from tests import seeded
+
+ROOT = Path(__file__).resolve().parents[2]
+NET = ROOT / "research" / "sanet"
+# A training of seconds: small crops of the generated 256x128 images.
+SMALL = (
+    "--config_path=quickstart",
+    "--epochs=1",
+    "--batch_size=4",
+    "--data.crop_height=64",
+    "--data.crop_width=128",
+    "--train.evaluate_every=1",
+)
+
+
+def run(script, *flags, cwd, status=0):
+    done = subprocess.run(
+        [sys.executable, str(NET / script), *map(str, flags)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cwd)},
+    )
+    text = done.stdout + done.stderr
+    assert done.returncode == status, text
+    if status == 2:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and "Traceback" not in text, text
+        return errors[0]
+    return text
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A generated Cityscapes and one pass of training."""
+    folder = tmp_path_factory.mktemp("sanet")
+    run("generate_data.py", f"--output_path={folder / 'data'}", cwd=folder)
+    flags = [f"--data_path={folder / 'data'}", f"--output_path={folder / 'train'}"]
+    run("train.py", *SMALL, *flags, cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def best(work):
+    return work / "train" / "best.ckpt"
+
+
+def photo(work):
+    return sorted((work / "data" / "leftImg8bit" / "val").rglob("*.png"))[0]
+
+
+def test_training_validates_and_keeps_the_best(work):
+    """The published training fails at its first validation."""
+    metrics = json.loads((work / "train" / "metrics.json").read_text())
+    assert metrics["split"] == "val" and len(metrics["iou"]) == 19
+    assert metrics["miou"] == pytest.approx(np.mean(list(metrics["iou"].values())))
+    text = (work / "train" / "train.log").read_text()
+    assert "epoch:1 step:6, loss is " in text and "per step time: " in text
+
+
+def test_evaluation_at_a_single_and_at_several_scales(work, best):
+    flags = ["--config_path=quickstart", f"--data_path={work / 'data'}", f"--ckpt_file={best}"]
+    text = run("eval.py", *flags, f"--output_path={work / 'one'}", cwd=work)
+    assert "single scale, whole image, 256x128, upsampling align_corners=True" in text
+    several = [*flags, "--scales=0.5,1.0", "--flip=true", f"--output_path={work / 'many'}"]
+    text = run("eval.py", *several, cwd=work)
+    assert "scores added over scales 0.5, 1" in text and "mirrored" in text
+    one, many = (
+        json.loads((work / name / "metrics.json").read_text()) for name in ("one", "many")
+    )
+    trained = json.loads((work / "train" / "metrics.json").read_text())
+    assert one["miou"] == pytest.approx(trained["miou"], abs=1e-9)
+    assert one["miou"] != many["miou"]
+
+
+def test_weights_make_the_round_trip_through_the_published_names(work, best):
+    """As the published files are: wrapped, with entries that no layer uses."""
+    back = work / "reference.npz"
+    run("convert.py", f"--source={best}", f"--output={back}", "--reverse", cwd=work)
+    arrays = dict(np.load(back))
+    description, _ = seeded.load_fixture("SANet_S")
+    published = {name: shape for name, shape, _ in description["params"]}
+    assert all(list(value.shape) == published[name] for name, value in arrays.items())
+    wrapped = {f"model.{name}": value for name, value in arrays.items()}
+    for name in published.keys() - arrays.keys():
+        wrapped[f"model.{name}"] = np.ones(published[name], np.float32)
+    wrapped["sem_loss.criterion.weight"] = np.ones(19, np.float32)
+    np.savez(work / "best.npz", **wrapped)
+    text = run(
+        "convert.py", f"--source={work / 'best.npz'}", f"--output={work / 'again.ckpt'}", cwd=work
+    )
+    assert "left out: the reference stores but never uses them" in text
+    first, second = checkpoints.load(best).arrays, checkpoints.load(work / "again.ckpt").arrays
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+    wrapped["model.layer9.weight"] = np.ones(3, np.float32)
+    np.savez(work / "odd.npz", **wrapped)
+    error = run("convert.py", f"--source={work / 'odd.npz'}", cwd=work, status=2)
+    assert "layer9.weight" in error and "--allow_unused" in error
+
+
+def test_exported_class_numbers_at_any_size(work, best):
+    flags = [f"--ckpt_file={best}", "--config_path=quickstart", f"--output_path={work / 'onnx'}"]
+    free = ["--batch_size=0", "--height=0", "--width=0"]
+    run("export.py", *flags, *free, "--file_format=ONNX", "--export.output=classes", cwd=work)
+    session = onnxruntime.InferenceSession(work / "onnx" / "SANet.onnx")
+    model = SANet.from_checkpoint(best, "mindspore", settings())
+    rng = np.random.default_rng(0)
+    for size in ((64, 96), (50, 130), (33, 40)):
+        image = cv2.resize(rng.integers(0, 256, (9, 12, 3)).astype(np.uint8), size[::-1])
+        expected = model.predict(image)
+        (got,) = session.run(None, {"image": model.normalise(image)[None]})
+        assert got.shape == (1, *size) and (got[0] == expected).mean() > 0.999
+    exported = SANet.from_checkpoint(work / "onnx" / "SANet.onnx", config=settings())
+    assert (exported.predict(image) == expected).mean() > 0.999
+    with pytest.raises(UserError, match="gives class numbers"):
+        exported.scores(image)
+
+
+def settings(*flags):
+    return load_config(SANetTask(), "infer", ["--config_path=quickstart", *flags])
+
+
+def test_backends_and_exported_forms_agree(work, best, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    image = cv2.cvtColor(cv2.imread(str(photo(work))), cv2.COLOR_BGR2RGB)
+    logits = {}
+    for backend in ("mindspore", "mindir", "onnxruntime"):
+        model = SANet.from_checkpoint(best, backend, settings())
+        logits[backend] = model.run_network(model.normalise(image)[None])
+    for backend in ("mindir", "onnxruntime"):
+        np.testing.assert_allclose(logits[backend], logits["mindspore"], rtol=1e-3, atol=2e-4)
+    scores = model.scores(image)
+    np.testing.assert_allclose(scores.sum(axis=0), 1, atol=1e-5)
+    assert (scores.argmax(axis=0) == model.predict(image)).mean() > 0.999
+
+
+def test_inference_on_photographs_of_every_kind(work, best):
+    """Colour, grey, 16 bits, one pixel, an odd size; all in one folder."""
+    folder = work / "photos"
+    (folder / "more").mkdir(parents=True)
+    image = cv2.imread(str(photo(work)))
+    cv2.imwrite(str(folder / "colour.jpg"), image)
+    cv2.imwrite(str(folder / "grey.png"), cv2.cvtColor(image, cv2.COLOR_BGR2GRAY))
+    cv2.imwrite(str(folder / "deep.png"), image.astype(np.uint16) * 257)
+    cv2.imwrite(str(folder / "more" / "odd.png"), image[:77, :101])
+    cv2.imwrite(str(folder / "pixel.png"), image[:1, :1])
+    flags = ["--config_path=quickstart", f"--checkpoint_path={best}", f"--images={folder}"]
+    run("infer.py", *flags, f"--output_path={work / 'infer'}", cwd=work)
+    shapes = {
+        path.relative_to(work / "infer").as_posix(): cv2.imread(str(path), -1).shape
+        for path in (work / "infer").rglob("*_classes.png")
+    }
+    assert shapes == {
+        "colour_classes.png": image.shape[:2],
+        "grey_classes.png": image.shape[:2],
+        "deep_classes.png": image.shape[:2],
+        "more/odd_classes.png": (77, 101),
+        "pixel_classes.png": (1, 1),
+    }
+    summary = json.loads((work / "infer" / "metrics.json").read_text())
+    assert summary["images"] == 5
+    assert all(abs(sum(shares.values()) - 1) < 2e-3 for shares in summary["shares"].values())
+    # 16 bits are the same picture in finer steps.
+    a, b = (cv2.imread(str(work / "infer" / f"{n}_classes.png"), -1) for n in ("deep", "colour"))
+    assert (a == b).mean() > 0.9
+
+
+def test_pretraining_then_another_number_of_classes(work, tmp_path):
+    """ImageNet folders, then a user's own data, with the weights that fit by name and shape."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 2)):
+        for number, name in enumerate(("cat", "dog", "emu")):
+            folder = tmp_path / "imagenet" / split / name
+            folder.mkdir(parents=True)
+            for place in range(count):
+                pixels = rng.integers(0, 90, (40, 48, 3)) + 60 * number
+                cv2.imwrite(str(folder / f"{place}.png"), pixels.astype(np.uint8))
+    text = run(
+        "train.py",
+        "--config_path=imagenet_s",
+        "--classes=3",
+        f"--data_path={tmp_path / 'imagenet'}",
+        f"--output_path={tmp_path / 'pre'}",
+        *("--epochs=1", "--batch_size=4", "--eval_batch_size=2", "--lr=0.01"),
+        *("--data.crop_height=32", "--data.crop_width=32"),
+        cwd=tmp_path,
+    )
+    assert "top1" in text
+    own = tmp_path / "own"
+    (own / "images").mkdir(parents=True)
+    (own / "masks").mkdir()
+    (own / "palette.csv").write_text("name,red,green,blue\nsky,0,0,255\nland,0,255,0\n")
+    for place in range(4):
+        mask = np.zeros((64, 96, 3), np.uint8)
+        mask[: 20 + place], mask[20 + place :] = (255, 0, 0), (0, 255, 0)  # BGR
+        cv2.imwrite(str(own / "images" / f"{place}.png"), mask // 2 + 40)
+        cv2.imwrite(str(own / "masks" / f"{place}.png"), mask)
+    flags = [
+        *SMALL,
+        "--data.format=folder",
+        f"--data.palette={own / 'palette.csv'}",
+        f"--data_path={own}",
+        "--loss.class_weights=[]",
+        "--batch_size=2",
+    ]
+    pretrained = sorted((tmp_path / "pre").glob("best.ckpt"))[0]
+    text = run(
+        "train.py", *flags, f"--pretrained={pretrained}", f"--output_path={tmp_path / 'own_run'}",
+        cwd=tmp_path,
+    )
+    assert "initial weights from" in text and "left-over parameter(s): classifier.0.weight" in text
+    text = run(
+        "train.py", *flags, f"--pretrained={work / 'train' / 'best.ckpt'}",
+        f"--output_path={tmp_path / 'tuned'}", cwd=tmp_path,
+    )
+    assert "final_layer.conv2.weight (19, 64, 1, 1) instead of (2, 64, 1, 1)" in text
+    # Measuring with the wrong number of classes is refused, though.
+    wrong = ["--config_path=quickstart", f"--data_path={work / 'data'}"]
+    weights = tmp_path / "tuned" / "checkpoint_SANet_1.ckpt"
+    error = run("eval.py", *wrong, f"--checkpoint_path={weights}", cwd=tmp_path, status=2)
+    assert "(2, 64, 1, 1) instead of (19, 64, 1, 1)" in error and "configuration" in error
+
+
+def test_initial_weights_really_start_the_training(work, best, tmp_path):
+    """With a learning rate of zero the first checkpoint is what was loaded."""
+    flags = [f"--data_path={work / 'data'}", f"--checkpoint_path={best}", "--lr=0", "--epochs=0.2"]
+    run("train.py", *SMALL, *flags, f"--output_path={tmp_path}", cwd=tmp_path)
+    before, after = (
+        checkpoints.load(path).arrays for path in (best, tmp_path / "checkpoint_SANet_1.ckpt")
+    )
+    for name in before:
+        if not name.endswith(("moving_mean", "moving_variance")):
+            np.testing.assert_array_equal(before[name], after[name], err_msg=name)
+
+
+def test_a_killed_training_resumes_to_the_same_weights(work, tmp_path):
+    flags = [*SMALL, f"--data_path={work / 'data'}"]
+    stopped = [*flags, f"--output_path={tmp_path}"]
+    run("train.py", *stopped, "--train.stop_after_steps=3", cwd=tmp_path)
+    run("train.py", *stopped, "--resume", cwd=tmp_path)
+    whole = checkpoints.load(work / "train" / "state.ckpt").arrays
+    pieces = checkpoints.load(tmp_path / "state.ckpt").arrays
+    assert whole.keys() == pieces.keys()
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], pieces[name], err_msg=name)
+
+
+def test_the_test_split_can_only_be_handed_in(work, best):
+    flags = ["--config_path=quickstart", f"--data_path={work / 'data'}", f"--ckpt_file={best}"]
+    text = run(
+        "eval.py", *flags, "--split=test", "--submission=true",
+        f"--output_path={work / 'hand_in'}", cwd=work,
+    )
+    assert "submission of 4 images" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--variant=XL"], ["variant", "XL"]),
+        (["--data.format=camvid"], ["train.lst"]),
+        (["--loss.class_weights=1,2"], ["2", "19"]),
+        (["--classes=7"], ["7", "19"]),
+        (["--data.mean=0.5,0.5"], ["data.mean"]),
+        (["--task=classification"], ["data.format", "imagenet"]),
+    ],
+)
+def test_settings_that_do_not_fit_are_sentences(work, tmp_path, flags, words):
+    data = f"--data_path={work / 'data'}"
+    error = run("train.py", *SMALL, data, *flags, cwd=tmp_path, status=2)
+    assert all(word in error for word in words), error
+
+
+def test_recipes_are_the_published_ones():
+    """Section 3 of the paper's code, by configuration name."""
+    table = {
+        "cityscapes_s": ("S", 19, 484, 12, 0.01, (1024, 1024), 2048),
+        "cityscapes_m": ("M", 19, 484, 12, 0.01, (1024, 1024), 2048),
+        "cityscapes_l": ("L", 19, 484, 12, 0.01, (1024, 1024), 2048),
+        "camvid_s": ("S", 11, 150, 8, 0.001, (720, 960), 960),
+        "gtav_s": ("S", 35, 150, 12, 0.001, (1024, 1024), 960),
+    }
+    from research.sanet.src.layouts import class_table
+
+    for name, (variant, classes, epochs, batch, lr, crop, base) in table.items():
+        config = load_config(SANetTask(), "train", [f"--config_path={name}"])
+        assert (config.variant, len(class_table(config))) == (variant, classes)
+        assert (config.train.epochs, config.train.batch_size) == (epochs, batch)
+        keys = config.optimizer
+        assert (keys.name, keys.lr, keys.momentum, keys.nesterov) == ("sgd", lr, 0.9, True)
+        assert (keys.weight_decay, keys.schedule, keys.power) == (5e-4, "poly", 0.9)
+        assert (config.data.crop_height, config.data.crop_width) == crop
+        assert config.data.base_size == base
+        assert len(config.loss.class_weights) in (0, classes)
+        loss = config.loss
+        assert (loss.aux, loss.main, loss.boundary, loss.boundary_aware) == (0.4, 1, 20, 1)
+        assert (loss.ohem_threshold, loss.ohem_keep) == (0.9, 131072)
+
+
+def test_parameters_keep_their_published_names():
+    description, _ = seeded.load_fixture("SANet_S")
+    published = [name for name, _, _ in description["params"]]
+    ours = [pytorch_name(p.name) for p in SANetNetwork("S").get_parameters()]
+    assert set(ours) < set(published)
+    classifier = {pytorch_name(p.name) for p in SANetClassifier("S").get_parameters()}
+    assert {n for n in classifier if n.startswith("classifier")} - set(published) == {
+        "classifier.3.dropout_calls"
+    }
