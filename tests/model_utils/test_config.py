@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from model_utils import config as configuration
 from model_utils.config import group, key, load, to_dict
 from model_utils.errors import UserError
+from model_utils.task import find_task, known_networks
 
 
 @dataclass
@@ -242,3 +243,17 @@ def test_lists_on_the_command_line():
 def test_every_declared_key_has_a_meaning():
     for field in dataclasses.fields(Outer):
         assert field.metadata.get("meaning") or field.name in ("optimizer", "second")
+
+
+@pytest.mark.parametrize("network", known_networks())
+def test_no_spelling_of_a_network_means_two_keys(network):
+    """An alias that two groups claim would silently set only one of them."""
+    config = find_task(network).config_class()
+    for command in ("train", "eval", "export", "infer", "convert"):
+        for qualified in (True, False):
+            owner = {}
+            for entry in configuration.entries(config):
+                for alias in entry.field.metadata.get("aliases", ()):
+                    scope, _, name = alias.rpartition(":")
+                    if bool(scope) == qualified and scope in ("", command):
+                        assert owner.setdefault(name, entry.path) == entry.path, name
