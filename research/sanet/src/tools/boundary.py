@@ -16,6 +16,7 @@ from model_utils.segmentation import IGNORE, ClassTable, read_mask, to_eight_bit
 
 from ..api import SANet, image_files
 from ..config import SANetConfig
+from ..layouts import class_table, mask_values
 from ..network import SANetNetwork
 from .common import open_model, trained_network
 
@@ -134,11 +135,9 @@ def _of_images(config: SANetConfig, output: Path) -> None:
 
 
 def _of_masks(config: SANetConfig, output: Path) -> None:
-    from ..layouts import class_table
-
     files = image_files(config.boundary.masks)
     table: ClassTable = class_table(config)
     for path in files:
-        bands = class_boundaries(read_mask(path, table), len(table))
+        bands = class_boundaries(read_mask(path, table, mask_values(config.data)), len(table))
         write_image(output / f"{path.stem}_class_boundaries.png", table.colourise(bands))
     log.info("class boundaries of %d masks in %s", len(files), output)

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +49,21 @@ def trained_network(model: SANet, purpose: str) -> SANetNetwork:
     return model.network
 
 
+def fresh_network(task: Any, config: SANetConfig, variant: str = "") -> SANetNetwork:
+    """The configured network, or another variant of it, with random weights."""
+    runtime.start(config.device_target, config.seed)
+    chosen = replace(config, variant=variant or config.variant, task="segmentation")
+    network: SANetNetwork = task.build_network(chosen, Ranks())
+    network.set_train(False)
+    return network
+
+
 def network_or_fresh(task: Any, config: SANetConfig) -> tuple[SANetNetwork, str]:
-    """The network with its checkpoint, or freshly initialised without one; and what it is."""
+    """The network with its checkpoint, or with random weights without one; and which it is."""
     if config.checkpoint_path:
         model = open_model(config, "mindspore")
         return trained_network(model, "this tool"), str(model.source)
-    runtime.start(config.device_target, config.seed)
-    network = task.build_network(config, Ranks())
-    network.set_train(False)
-    return network, f"random weights, seed {config.seed}"
+    return fresh_network(task, config), f"random weights, seed {config.seed}"
 
 
 def ascii_name(text: str) -> str:
