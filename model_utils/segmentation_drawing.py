@@ -45,7 +45,7 @@ def legend(classes: ClassTable, width: int = 640) -> np.ndarray:
     """
     font, scale, row, box = cv2.FONT_HERSHEY_SIMPLEX, 0.45, 22, 14
     texts = [name.encode("ascii", "replace").decode() for name in classes.names]
-    wide = max(cv2.getTextSize(text, font, scale, 1)[0][0] for text in texts) + box + 22
+    wide = max(cv2.getTextSize(text, font, scale, 1)[0][0] for text in texts) + box + 28
     columns = max(1, min(width // wide, len(texts)))
     rows = -(-len(texts) // columns)
     picture = np.full((rows * row + 6, max(width, wide), 3), 255, np.uint8)

@@ -25,7 +25,7 @@ from model_utils.metrics.segmentation import ConfusionMatrix
 from model_utils.segmentation import IGNORE
 from model_utils.windows import resize_aligned
 from research.sanet.src import evaluation
-from research.sanet.src.classes import CITYSCAPES
+from research.sanet.src.classes import CAMVID, CITYSCAPES, CITYSCAPES_TRAIN_IDS
 from research.sanet.src.evaluation import evaluate, evaluate_classifier, protocol_lines
 from research.sanet.src.multiscale import ExpScores, Protocol, exp_scores, zoom
 from research.sanet.src.network import SANetNetwork
@@ -464,16 +464,15 @@ def test_data_without_masks_allows_only_a_submission(tmp_path, caplog):
 
 
 def test_a_submission_needs_label_numbers(data, tmp_path):
-    from research.sanet.src.classes import CAMVID
-
     with pytest.raises(UserError, match="label numbers"):
         Submission(tmp_path, CAMVID)
 
 
-def test_every_class_has_its_label_number_and_no_class_is_zero(tmp_path):
+@pytest.mark.parametrize("table", [CITYSCAPES, CITYSCAPES_TRAIN_IDS])
+def test_every_class_has_its_label_number_and_no_class_is_zero(tmp_path, table):
     labels = np.array([[*range(19), IGNORE]], np.uint8)
     dataset, _, _ = make_data(tmp_path, [(1, 1)])
-    submission = Submission(tmp_path / "out", CITYSCAPES)
+    submission = Submission(tmp_path / "out", table)
     submission.add(0, dataset, labels, labels)
     written = read_image(tmp_path / "out/submission/city_000000_000000_photo.png", 0)
     # The official numbers of the 19 classes, in their training order.

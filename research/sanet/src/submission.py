@@ -46,6 +46,9 @@ class Submission:
     """
 
     def __init__(self, output: Path, classes: ClassTable) -> None:
+        # Masks may hold training numbers; the classes are Cityscapes' all the same.
+        if classes.names == CITYSCAPES.names:
+            classes = CITYSCAPES
         if classes.ids is None:
             raise UserError(
                 "a submission needs Cityscapes' label numbers, which this data does not have; "
