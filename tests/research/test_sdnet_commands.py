@@ -304,25 +304,6 @@ def test_help_speaks_the_terms_of_the_task(command, tmp_path):
     assert "--optimizer.lr (number, default: 0.004; also --lr)" in text
 
 
-@pytest.mark.parametrize("name", ["README.md", "README_CN.md"])
-def test_the_readmes_list_every_key_with_its_other_spellings(name):
-    from model_utils.config import entries
-    from model_utils.entry import load_config
-    from research.sdnet.src.task import SDNetTask
-
-    rows = {}
-    for line in (NET / name).read_text(encoding="utf-8").splitlines():
-        cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
-        if len(cells) >= 3 and re.fullmatch(r"`[a-z_.0-9]+`", cells[0]):
-            rows[cells[0].strip("`")] = set(re.findall(r"`([^`]+)`", cells[2]))
-    keys = {e.path: e for e in entries(load_config(SDNetTask(), "train", []))}
-    assert not keys.keys() - rows.keys(), "keys without a row"
-    for path, entry in keys.items():
-        aliases = {alias.rpartition(":")[2] for alias in entry.field.metadata.get("aliases", ())}
-        tail = path.rpartition(".")[2]
-        assert aliases - {tail} <= rows[path] | {tail}, path
-
-
 def archive(folder, **changes):
     """A small valid test.npz with some members replaced or (None) left out."""
     rng = np.random.default_rng(0)
