@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import time
 from pathlib import Path
 
 import cv2
@@ -752,3 +753,42 @@ def test_generated_streets_can_be_learned_from_colour_and_place():
     commonest = (test_y == np.bincount(y).argmax()).mean()
     assert commonest < 0.6 and commonest + 0.15 < accuracy < 0.95
     assert len(np.unique(y)) >= 14
+
+
+# ---------------------------------------------------------------------------------------------
+# speed
+
+
+def test_reading_rates_count_samples_of_all_readers():
+    from research.sanet.src.tools.reading_speed import reading_rate
+
+    class Slow:
+        """Samples that take 5 ms of waiting and no processor time."""
+
+        def __len__(self):
+            return 40
+
+        def sample(self, index, rng):
+            time.sleep(0.005)
+            return (np.zeros(1, np.float32),)
+
+        def name(self, index):
+            return str(index)
+
+    one, two = (reading_rate(Slow(), 4, workers, seconds=0.5) for workers in (1, 2))
+    assert one.wall <= 200 and one.processor > 2 * one.wall
+    assert two.wall <= 400 and two.wall > 1.3 * one.wall
+
+
+def test_stage_times_add_up_and_need_augmentation(cityscapes):
+    from research.sanet.src.tools.reading_speed import stage_times
+
+    config = config_of(cityscapes, "cityscapes")
+    start = time.thread_time()
+    times = stage_times(build_dataset(config, "train"), 12)
+    passed = 1000 * (time.thread_time() - start)
+    assert list(times) == ["decode image", "decode mask", "edges", "zoom, crop, flip", "normalise"]
+    assert all(value > 0 for value in times.values())
+    assert 0.5 * passed < 12 * sum(times.values()) <= passed
+    with pytest.raises(UserError, match="not augmented"):
+        stage_times(build_dataset(config, "val"))

@@ -77,24 +77,41 @@ class SegmentationDataset:
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Image (H, W, 3) RGB uint8 and label (H, W) uint8, None without a mask."""
-        pair = self.pairs[index]
-        image = self._read_image(pair.image)
-        if pair.mask is None:
+        image = self.read_image(index)
+        if self.pairs[index].mask is None:
             return image, None
-        label = read_mask(pair.mask, self._table(pair.mask), self._values)
-        if label.shape != image.shape[:2]:
-            raise UserError(
-                f"mask {pair.mask} has {label.shape[0]}x{label.shape[1]} pixels (rows x columns), "
-                f"its image {pair.image} {image.shape[0]}x{image.shape[1]}; both must be equal"
-            )
-        return image, label
+        return image, self.read_label(index, image.shape)
 
-    def _read_image(self, path: Path) -> np.ndarray:
+    def read_image(self, index: int) -> np.ndarray:
+        """Image (H, W, 3) RGB uint8."""
+        path = self.pairs[index].image
         image = read_image(path)
         if image.dtype == np.uint16 and not self._noted:
             self._noted = True
             log.info("%s has 16 bits (largest value %d): 65535 becomes 255", path, image.max())
         return to_eight_bits(image, path)
+
+    def read_label(self, index: int, shape: Sequence[int]) -> np.ndarray:
+        """Label (H, W) uint8; all ignored without a mask.
+
+        Args:
+            index: of the pair.
+            shape: of the image, rows and columns first.
+        """
+        pair = self.pairs[index]
+        if pair.mask is None:
+            return np.full(shape[:2], IGNORE, np.uint8)
+        label = read_mask(pair.mask, self._table(pair.mask), self._values)
+        if label.shape != tuple(shape[:2]):
+            raise UserError(
+                f"mask {pair.mask} has {label.shape[0]}x{label.shape[1]} pixels (rows x columns), "
+                f"its image {pair.image} {shape[0]}x{shape[1]}; both must be equal"
+            )
+        return label
+
+    def edges(self, label: np.ndarray) -> np.ndarray:
+        """Edges (H, W) uint8, 0 or 1, of a whole label."""
+        return edge_map(label, self._edge_frame, self._edge_size)
 
     def _table(self, mask: Path) -> ClassTable:
         # Cityscapes' scripts can also write masks with the training classes.
@@ -115,10 +132,9 @@ class SegmentationDataset:
     def _load(self, index: int) -> Sample:
         if self._cache is not None and index in self._cache:
             return self._cache[index]
-        image, label = self.read(index)
-        if label is None:
-            label = np.full(image.shape[:2], IGNORE, np.uint8)
-        parts = (image, label, edge_map(label, self._edge_frame, self._edge_size))
+        image = self.read_image(index)
+        label = self.read_label(index, image.shape)
+        parts = (image, label, self.edges(label))
         if self._cache is not None:
             self._cache[index] = parts
         return parts

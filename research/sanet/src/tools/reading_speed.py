@@ -84,7 +84,8 @@ def reading_rate(
     for _ in range(workers + 3):
         next(batches)
     start, processor, count = time.perf_counter(), time.process_time(), 0
-    while time.perf_counter() - start < seconds:
+    # Enough batches that those read ahead by the start do not count much.
+    while time.perf_counter() - start < seconds or count < 4 * batch_size * (workers + 2):
         next(batches)
         count += batch_size
     rate = Rate(
