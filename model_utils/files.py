@@ -177,7 +177,7 @@ class _QuietOpenCV:
                 cv2.setLogLevel(self._level)
 
 
-_quiet_opencv = _QuietOpenCV()
+quiet_opencv = _QuietOpenCV()
 
 
 def read_image(path: PathLike, channels: int = 3) -> np.ndarray:
@@ -194,7 +194,7 @@ def read_image(path: PathLike, channels: int = 3) -> np.ndarray:
     require_file(path, "image")
     # imdecode rather than imread: it takes non-ASCII paths everywhere and does not print.
     data = np.fromfile(path, np.uint8)
-    with _quiet_opencv:
+    with quiet_opencv:
         image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
     if image is None:
         raise UserError(

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from model_utils.errors import UserError
-from model_utils.files import PathLike, atomic_path, read_image, require_file
+from model_utils.files import PathLike, atomic_path, quiet_opencv, read_image, require_file
 from model_utils.logs import Progress
 from model_utils.segmentation import IMAGE_SUFFIXES
 
@@ -119,7 +119,8 @@ class _VideoFrames(Frames):
         file = require_file(path, "video", "name a video file, a folder of images or a pattern")
         # FFmpeg's own messages; ours say what they mean. Read when the first file is opened.
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-        self._capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG)
+        with quiet_opencv:
+            self._capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG)
         if not self._capture.isOpened():
             cut = _cut(file)
             why = (
@@ -294,7 +295,10 @@ class FrameWriter:
             self._size = (height, width)
             code = cv2.VideoWriter_fourcc(*self.code)  # type: ignore[attr-defined]
             shape = (width + width % 2, height + height % 2)
-            self._writer = cv2.VideoWriter(str(self.path), cv2.CAP_FFMPEG, code, self.rate, shape)
+            with quiet_opencv:
+                self._writer = cv2.VideoWriter(
+                    str(self.path), cv2.CAP_FFMPEG, code, self.rate, shape
+                )
             if not self._writer.isOpened():
                 raise UserError(
                     f"OpenCV cannot write {self.path.suffix} of {width}x{height} pixels at "
@@ -319,7 +323,8 @@ class FrameWriter:
         self._writer.release()
         self._writer = None
         # OpenCV does not tell when writing fails.
-        check = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG)
+        with quiet_opencv:
+            check = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG)
         good = check.isOpened() and check.read()[0]
         found = int(check.get(cv2.CAP_PROP_FRAME_COUNT))
         check.release()
