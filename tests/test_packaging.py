@@ -24,7 +24,11 @@ DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "pyyaml", "sklearn": "
 }
 
 # Not declared here, because the version is the declared package's business.
-COMES_WITH = {"google": ("protobuf", "mindspore"), "scipy": ("scipy", "scikit-learn")}
+COMES_WITH = {
+    "google": ("protobuf", "mindspore"),
+    "scipy": ("scipy", "scikit-learn"),
+    "threadpoolctl": ("threadpoolctl", "scikit-learn"),
+}
 
 
 def name_of(requirement):
