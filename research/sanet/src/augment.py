@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from model_utils.errors import UserError
 from model_utils.segmentation import IGNORE
 
 # Of Canny on the label map: any change of class is an edge.
@@ -44,6 +45,14 @@ class Normalisation:
 
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        """Check that there is one number per channel, and nothing to divide by zero."""
+        for name, values in (("data.mean", self.mean), ("data.std", self.std)):
+            if len(values) != 3:
+                raise UserError(f"{name} has {len(values)} numbers; give three: red, green, blue")
+        if min(self.std) <= 0:
+            raise UserError(f"data.std={list(self.std)} must be above 0")
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3) RGB uint8 to (3, H, W) float32."""

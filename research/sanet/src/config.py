@@ -75,7 +75,14 @@ class SANetEvaluate(EvaluateConfig):
     """Keys of eval.py."""
 
     split: str = key("val", "part of the data to measure", "split")
-    batch_size: int = key(1, "images of one size at once", "eval:batch_size", minimum=1)
+    batch_size: int = key(
+        1,
+        "images of one size at once",
+        "test_batch_size",
+        "eval:batch_size",
+        "eval_batch_size",
+        minimum=1,
+    )
     scales: list[float] = key([1.0], "zooms whose scores are added", "eval:scales", minimum=0.05)
     flip: bool = key(False, "average with the mirrored image", "flip_test", "eval:flip")
     window_height: int = key(

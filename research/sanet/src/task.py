@@ -8,6 +8,7 @@ from mindspore import nn
 
 from model_utils.converting import pytorch_name
 from model_utils.distributed import Ranks
+from model_utils.errors import UserError
 from model_utils.exporting import ExportInput
 from model_utils.task import Step, Task
 
@@ -19,6 +20,24 @@ from .network import SANetClassifier, SANetNetwork
 from .prediction import OUTPUTS, Prediction
 
 SEGMENTATION_LOSSES = ("loss", "aux", "main", "boundary", "boundary_aware", "accuracy")
+
+
+def class_count(config: SANetConfig) -> int:
+    """How many classes the network tells apart.
+
+    Raises:
+        UserError: another number is asked for than the data has.
+    """
+    data = config.data
+    if config.classes and data.format == "folder" and not data.palette:
+        return config.classes  # exporting and converting need no names
+    count = len(class_table(config))
+    if config.classes not in (0, count):
+        raise UserError(
+            f"classes={config.classes}, but {data.format} has {count}; leave 'classes' at 0, or "
+            "use data.format=folder with a palette of your own"
+        )
+    return count
 
 
 class SANetTask(Task):
@@ -51,7 +70,7 @@ class SANetTask(Task):
             )
         return SANetNetwork(
             config.variant,
-            config.classes or len(class_table(config).names),
+            class_count(config),
             config.pooling,
             config.attention,
             config.seed,
@@ -63,9 +82,14 @@ class SANetTask(Task):
         """Network and losses."""
         if config.task == "classification":
             return ClassifierTrainCell(network)
-        keys = config.loss
+        keys, classes = config.loss, class_count(config)
+        if len(keys.class_weights) not in (0, classes):
+            raise UserError(
+                f"loss.class_weights has {len(keys.class_weights)} numbers for {classes} classes; "
+                "give one per class, or [] to weigh all alike"
+            )
         loss = SANetLoss(
-            len(class_table(config).names),
+            classes,
             keys.aux,
             keys.main,
             keys.boundary,
