@@ -1,6 +1,8 @@
 """SANet from Python: images in, class numbers out."""
 
+import itertools
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,13 @@ class SANet(Predictor):
         inputs = [ExportInput("image", (None, 3, None, None))]
         return self.open(output, cell, inputs).run(images)[0]
 
+    def class_maps(self, images: np.ndarray) -> np.ndarray:
+        """Class of every pixel (N, H, W) uint8 of normalised images (N, 3, H, W), single scale."""
+        output = self._run("classes", images)
+        if output.ndim == 4:  # an exported file of logits or scores
+            output = resize_aligned(output, images.shape[2:]).argmax(axis=1)
+        return output.astype(np.uint8)
+
     def predict(self, image: np.ndarray) -> np.ndarray:
         """Class of every pixel, at a single scale.
 
@@ -100,11 +109,7 @@ class SANet(Predictor):
         Returns:
             (H, W) uint8.
         """
-        pixels = self.normalise(image)
-        output = self._run("classes", pixels[None])[0]
-        if output.ndim == 3:  # an exported file of logits or scores
-            output = resize_aligned(output, pixels.shape[1:]).argmax(axis=0)
-        return output.astype(np.uint8)
+        return self.class_maps(self.normalise(image)[None])[0]
 
     def scores(
         self, image: np.ndarray, scales: tuple[float, ...] = (1.0,), flip: bool = False
@@ -127,24 +132,16 @@ class SANet(Predictor):
         """infer.py: segment image files; write class numbers, class colours and overlays."""
         keys: SANetInfer = config.infer
         files = image_files(keys.images)
+        top = Path(keys.images) if Path(keys.images).is_dir() else files[0].parent
         source = config.checkpoint_path or "outputs/train/best.ckpt"
         model = cls.from_checkpoint(source, keys.backend, config)
-        single = tuple(keys.scales) == (1.0,) and not keys.flip
         shares: dict[str, dict[str, float]] = {}
         progress = Progress(len(files), "segmenting", unit="image")
-        for path in files:
-            image = read_image(path)
-            if single:
-                classes = model.predict(image)
-            else:
-                classes = model.scores(image, tuple(keys.scales), keys.flip).argmax(axis=0)
-            classes = classes.astype(np.uint8)
-            name = path.relative_to(files[0].parent if path == files[0] else Path(keys.images))
+        for path, image, classes in model._segmented(files):
+            name = path.relative_to(top)
             stem = output / name.with_suffix("")
             write_image(Path(f"{stem}_classes.png"), classes)
-            pictures = draw_segmentation(
-                to_eight_bits(image, path), classes, model.classes, keys.alpha
-            )
+            pictures = draw_segmentation(image, classes, model.classes, keys.alpha)
             for kind, picture in pictures.items():
                 write_image(Path(f"{stem}_{kind}.png"), picture)
             counts = np.bincount(classes.ravel(), minlength=len(model.classes)) / classes.size
@@ -159,6 +156,23 @@ class SANet(Predictor):
         write_json(output / "metrics.json", summary)
         log.info("%d images segmented; results in %s", len(files), output)
         return summary
+
+    def _segmented(self, files: list[Path]) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
+        """File, image (H, W, 3) uint8 and classes (H, W); neighbours of one size at once."""
+        keys: SANetInfer = self.config.infer
+        single = tuple(keys.scales) == (1.0,) and not keys.flip
+        images = ((path, to_eight_bits(read_image(path), path)) for path in files)
+        for _, group in itertools.groupby(images, lambda item: item[1].shape):
+            while part := list(itertools.islice(group, keys.batch_size)):
+                if single:
+                    maps = self.class_maps(np.stack([self.normalise(i, p) for p, i in part]))
+                else:
+                    scales = tuple(keys.scales)
+                    maps = np.stack(
+                        [self.scores(i, scales, keys.flip).argmax(axis=0) for _, i in part]
+                    )
+                for (path, image), classes in zip(part, maps, strict=True):
+                    yield path, image, classes.astype(np.uint8)
 
 
 def image_files(given: PathLike) -> list[Path]:

@@ -118,7 +118,6 @@ class SANetInfer(InferConfig):
     batch_size: int = key(1, "images at once", "infer:batch_size", minimum=1)
     scales: list[float] = key([1.0], "zooms whose scores are added", "infer:scales", minimum=0.05)
     flip: bool = key(False, "average with the mirrored image", "infer:flip")
-    boundaries: bool = key(False, "also draw the boundary map")
     alpha: float = key(0.5, "weight of the class colours in the overlay", minimum=0, maximum=1)
 
 
