@@ -227,6 +227,7 @@ def test_colour_changes_do_what_they_are_called():
     assert 0.49 < chroma.min() < 0.7 and 1.3 < chroma.max() < 1.51
 
 
+@settings(deadline=None)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 255))
 def test_one_class_has_no_edges(height, width, value):
     label = np.full((height, width), value, np.uint8)
