@@ -207,7 +207,8 @@ def read_image(path: PathLike, channels: int = 3) -> np.ndarray:
         return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if image.ndim == 3 else image
     if image.ndim == 2:
         return np.repeat(image[:, :, None], 3, axis=2) if channels == 3 else image
-    return np.ascontiguousarray(image[:, :, ::-1]) if image.shape[2] == 3 else image
+    # Several times as fast as reversing the axis in NumPy; cvtColor lacks some types.
+    return cv2.merge(cv2.split(image)[::-1]) if image.shape[2] == 3 else image
 
 
 def write_image(path: PathLike, image: np.ndarray) -> None:
