@@ -97,12 +97,14 @@ class Section:
         contenders: by a name that no other section uses.
         items: how many items one call works on, given the settings.
         compared: whether the contenders return outputs that must agree.
+        chosen: whether the settings ask for it.
     """
 
     title: str
     contenders: Mapping[str, Contender]
     items: Callable[[Settings], int]
     compared: bool = False
+    chosen: Callable[[Settings], bool] = lambda settings: True
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,8 @@ def work(benchmark: Benchmark, name: str, job: Job) -> None:
         np.save(job.folder / f"{name}.npy", result)
     for _ in range(benchmark.warm_up - 1):
         run()
-    answer({"first_s": first})
+    value = None if isinstance(result, np.ndarray) else float(result)
+    answer({"first_s": first, "value": value})
     for line in sys.stdin:
         answer(measure(run, int(line)))
 
@@ -267,9 +270,10 @@ class Worker:
 
 @dataclass
 class Result:
-    """Timings of one contender: a list per round, in ms."""
+    """Timings of one contender: a list per round, in ms; and what its first call was and gave."""
 
     first_s: float
+    first_value: float | None = None
     wall_ms: list[list[float]] = field(default_factory=list)
     cpu_ms: list[list[float]] = field(default_factory=list)
 
@@ -297,7 +301,8 @@ def workers(
             print(f"preparing {name} ...", file=sys.stderr, flush=True)
             running[name] = Worker(benchmark.script, name, job)
             try:
-                results[name] = Result(running[name].answer()["first_s"])
+                first = running[name].answer()
+                results[name] = Result(first["first_s"], first["value"])
             except UserError as error:
                 if not benchmark.contenders[name].may_fail:
                     raise
@@ -419,6 +424,7 @@ def table(
             "title": contender.title,
             "median_ms": median,
             "first_call_s": result.first_s,
+            "first_value": result.first_value,
             f"{unit}_per_second": rate,
             "speed_up_over_pytorch": ratio,
             "wall_ms": result.wall_ms,
@@ -471,7 +477,7 @@ def run(benchmark: Benchmark, options: argparse.Namespace, settings: Settings) -
             preparation.close()
         for section in benchmark.sections:
             names = [name for name in chosen if name in section.contenders]
-            if not names:
+            if not names or not section.chosen(settings):
                 continue
             results = take_turns(benchmark, names, job, options.rounds, options.repeats, failed)
             lines, values = table(section, results, section.items(settings), benchmark.unit)
