@@ -6,6 +6,7 @@ import sys
 
 import mindspore as ms
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from hypothesis import given, settings
@@ -21,6 +22,7 @@ from model_utils.backends import (
 )
 from model_utils.errors import UserError
 from model_utils.exporting import ExportInput, export
+from model_utils.mindir2onnx.mindir import read
 from tests.model_utils import mindir_cases
 
 SHAPES = ((1, 3, 16, 24), (2, 3, 12, 20))
@@ -196,6 +198,17 @@ def test_auto_exports_once_and_says_so(network, cache, caplog):
     assert [file.stat().st_mtime_ns for file in cache.glob("*.onnx")] == [written]
     array = image(SHAPES[1])
     np.testing.assert_array_equal(first.run(array)[0], second.run(array)[0])
+
+
+def test_cached_files_are_folded(network, tmp_path):
+    for backend in ("onnxruntime", "mindir"):
+        choose(backend, cell=network, inputs=INPUTS, cache_dir=tmp_path).close()
+    (translated,), (kept,) = tmp_path.glob("*.onnx"), tmp_path.glob("*.mindir")
+    assert {node.op_type for node in onnx.load(translated).graph.node}.isdisjoint(
+        {"BatchNormalization"}
+    )
+    assert "BatchNorm" not in {node.operator for node in read(kept).nodes}
+    assert len(network.norm.gamma.asnumpy()) == 6  # the network itself keeps it
 
 
 def test_changed_weights_are_exported_anew(cache):
