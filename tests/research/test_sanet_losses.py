@@ -195,6 +195,16 @@ def test_batches_that_break_the_published_loss_are_finite_here(fixture, edge_val
         assert all(np.isfinite(gradient.asnumpy()).all() for gradient in gradients)
 
 
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_boundary_thresholds_at_the_ends_take_all_pixels_or_none(fixture, threshold):
+    _, arrays = fixture
+    loss = SANetLoss(19, keep=100, boundary_threshold=threshold)
+    label, edge = (arrays[f"full_{name}"].astype(np.uint8) for name in ("label", "edge"))
+    values = loss(*full_inputs(arrays), Tensor(label), Tensor(edge))
+    main, aware = (float(values[place].asnumpy()) for place in (2, 4))
+    assert main > 0.1 and aware == (0 if threshold else pytest.approx(main, rel=1e-6))
+
+
 def test_two_optimizer_steps_equal_published_code():
     description, arrays = seeded.load_fixture("SANet_S_train")
     options, values = description["options"], description["values"]

@@ -155,7 +155,10 @@ class SANetLoss(nn.Cell):
         self.balanced = BalancedBoundary()
         self.weights = (aux, main, boundary, boundary_aware)
         self.ohem = ohem
-        self.boundary_logit = float(np.log(boundary_threshold / (1.0 - boundary_threshold)))
+        with np.errstate(divide="ignore"):
+            logit = np.log(boundary_threshold) - np.log1p(-boundary_threshold)
+        # A threshold of 0 or 1: above or below every logit.
+        self.boundary_logit = float(np.clip(logit, -1e30, 1e30))
         self.class_weights = None
         if len(class_weights):
             table = np.zeros(256, np.float32)  # ignored labels weigh nothing
