@@ -358,6 +358,13 @@ def test_roots_without_data(tmp_path, form):
         build_dataset(config, "train")
 
 
+def test_zooms_that_exclude_each_other(cityscapes):
+    config = config_of(cityscapes, "cityscapes")
+    config.data.augment.scale_min, config.data.augment.scale_max = 1.5, 1.0
+    with pytest.raises(UserError, match="scale_max=1 is below scale_min=1.5"):
+        build_dataset(config, "train")
+
+
 def test_task_and_format_must_fit(cityscapes):
     config = config_of(cityscapes, "cityscapes")
     config.task = "classification"
@@ -653,6 +660,16 @@ def test_image_folders(imagenet):
     (imagenet / "val/n01").rmdir()
     assert [int(ImageFolder(imagenet, "val").sample(i, RNG(0))[1]) for i in (0, 1)] == [1, 2]
     assert build_dataset(config, "test") is None
+
+
+def test_more_folders_than_outputs(imagenet):
+    """Labels beyond the outputs would train silently towards nothing."""
+    config = config_of(imagenet, "imagenet")
+    config.task, config.classes = "classification", 2
+    with pytest.raises(UserError, match="3 classes, the network 2 outputs; add --classes=3"):
+        build_dataset(config, "train")
+    config.classes = 3
+    assert len(build_dataset(config, "train").names) == 3
 
 
 def test_image_folders_that_do_not_fit(imagenet):

@@ -14,7 +14,7 @@ from model_utils.segmentation import IGNORE, ClassTable, Pair, read_mask, to_eig
 from .augment import Augmentation, Normalisation, edge_map
 from .classes import CITYSCAPES, CITYSCAPES_TRAIN_IDS
 from .config import SANetConfig, SANetData
-from .imagenet import ImageFolder
+from .imagenet import IMAGENET_CLASSES, ImageFolder
 from .layouts import class_table, find_pairs, mask_values
 
 log = logging.getLogger("zoo")
@@ -158,7 +158,14 @@ def build_dataset(
     augment = split == "train" if augment is None else augment
     normalisation = Normalisation(tuple(data.mean), tuple(data.std))
     if config.task == "classification":
-        return _image_folder(data, split, augment, normalisation)
+        folder = _image_folder(data, split, augment, normalisation)
+        outputs = config.classes or IMAGENET_CLASSES
+        if folder is not None and len(folder.names) > outputs:
+            raise UserError(
+                f"{data.root} has {len(folder.names)} classes, the network {outputs} outputs; add "
+                f"--classes={len(folder.names)}"
+            )
+        return folder
     pairs = find_pairs(data, split)
     if pairs is None:
         return None
@@ -193,11 +200,16 @@ def _image_folder(
 
 def _augmentation(data: SANetData) -> Augmentation:
     keys = data.augment
+    if keys.scale_max < keys.scale_min:
+        raise UserError(
+            f"data.augment.scale_max={keys.scale_max:g} is below scale_min={keys.scale_min:g}; set "
+            "both, or both to 1 for no zoom"
+        )
     count = int((keys.scale_max - keys.scale_min) / keys.scale_step + 1e-6) + 1
     return Augmentation(
         (data.crop_height, data.crop_width),
         data.base_size,
-        tuple(keys.scale_min + step * keys.scale_step for step in range(max(1, count))),
+        tuple(keys.scale_min + step * keys.scale_step for step in range(count)),
         keys.flip,
         keys.brightness,
         keys.contrast,

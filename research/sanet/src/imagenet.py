@@ -14,6 +14,8 @@ from .augment import Normalisation
 
 # Evaluation shrinks the short side to this many times the crop: 256 for 224.
 _MARGIN = 256 / 224
+# Outputs of the classifier where the configuration names no number.
+IMAGENET_CLASSES = 1000
 
 
 class ImageFolder:

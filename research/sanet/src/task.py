@@ -15,6 +15,7 @@ from model_utils.task import Step, Task
 from .config import SANetConfig
 from .dataset import build_dataset, class_table
 from .evaluation import evaluate, evaluate_classifier, protocol_lines
+from .imagenet import IMAGENET_CLASSES
 from .losses import ClassifierTrainCell, SANetLoss, SANetTrainCell
 from .network import SANetClassifier, SANetNetwork
 from .prediction import OUTPUTS, Prediction
@@ -62,7 +63,7 @@ class SANetTask(Task):
             self.loss_names = ("loss", "accuracy")  # type: ignore[misc]
             return SANetClassifier(
                 config.variant,
-                config.classes or 1000,
+                config.classes or IMAGENET_CLASSES,
                 config.pooling,
                 config.attention,
                 config.seed,
@@ -79,7 +80,17 @@ class SANetTask(Task):
     def build_train_cell(
         self, network: nn.Cell, config: SANetConfig, ranks: Ranks
     ) -> SANetTrainCell | ClassifierTrainCell:
-        """Network and losses."""
+        """Network and losses.
+
+        Raises:
+            UserError: batches of a single image, or class weights for another number of classes.
+        """
+        together = ranks.size if config.train.sync_batch_norm else 1
+        if config.train.batch_size * together < 2:
+            raise UserError(
+                "train.batch_size=1: globally pooled features of one image have no batch "
+                "statistics; take batches of at least 2"
+            )
         if config.task == "classification":
             return ClassifierTrainCell(network)
         keys, classes = config.loss, class_count(config)
@@ -135,6 +146,11 @@ class SANetTask(Task):
 
     def export_cell(self, network: SANetNetwork, config: SANetConfig) -> tuple[Any, list[str]]:
         """The prediction build: logits at 1/8, scores or class numbers at the input's size."""
+        if config.task == "classification":
+            raise UserError(
+                "the ImageNet build only serves pretraining and is not exported; use "
+                "task=segmentation with a checkpoint trained so"
+            )
         return Prediction(network, config.export.output), [OUTPUTS[config.export.output]]
 
     def reference_names(self, network: nn.Cell, config: SANetConfig) -> dict[str, str]:
