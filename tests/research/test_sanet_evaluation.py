@@ -339,6 +339,8 @@ def test_top_one_and_top_five():
     for name, count in (("top1", 1), ("top5", 5)):
         expected = top_k_accuracy_score(images.numbers, logits, k=count, labels=range(9))
         assert metrics[name] == pytest.approx(expected)
+    broken = evaluate_classifier(Dense(weight * np.nan), images, config, ONE)
+    assert (broken["top1"], broken["top5"]) == (0, 0)
     images.numbers[7] = 9
     with pytest.raises(UserError, match="class number 9, the network only 9"):
         evaluate_classifier(Dense(weight), images, config, ONE)

@@ -372,9 +372,9 @@ def evaluate_classifier(
                 f"the data has class number {numbers.max()}, the network only "
                 f"{logits.shape[1]} classes; set 'classes' to the data's number and train again"
             )
-        # Rank of the true class; equal logits of other classes count against it.
+        # Rank of the true class; equal logits of other classes, and NaN, count against it.
         true = logits[np.arange(count), numbers][:, None]
-        place = (logits >= true).sum(axis=1)
+        place = (~(logits < true)).sum(axis=1)
         hits += [(place <= 1).sum(), (place <= 5).sum()]
         progress.advance(count)
     progress.close()

@@ -14,6 +14,7 @@ import numpy as np
 from model_utils.errors import UserError
 from model_utils.windows import WindowMean, resize_aligned, taps, windows
 
+from .augment import zoomed_size
 from .config import SANetConfig
 
 # Normalised float32 images (N, 3, H, W) to main logits float32 (N, K, h, w).
@@ -166,15 +167,9 @@ def zoom(image: np.ndarray, base_size: int, scale: float) -> np.ndarray:
 
     Bilinear with half-pixel centres, by OpenCV, like the reference's.
     """
-    height, width = image.shape[1:]
-    long = int((base_size or max(height, width)) * scale + 0.5)
-    if height > width:
-        size = (int(width * long / height + 0.5), long)
-    else:
-        size = (long, int(height * long / width + 0.5))
-    size = (max(1, size[0]), max(1, size[1]))
+    size = zoomed_size(image.shape[1:], scale, base_size)
     pixels = cv2.resize(
-        np.ascontiguousarray(image.transpose(1, 2, 0)), size, interpolation=cv2.INTER_LINEAR
+        np.ascontiguousarray(image.transpose(1, 2, 0)), size[::-1], interpolation=cv2.INTER_LINEAR
     )
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
