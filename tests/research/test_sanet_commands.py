@@ -16,6 +16,7 @@ from model_utils.converting import pytorch_name
 from model_utils.entry import load_config
 from model_utils.errors import UserError
 from research.sanet import SANet
+from research.sanet.src.api import image_files, result_names
 from research.sanet.src.network import SANetClassifier, SANetNetwork
 from research.sanet.src.task import SANetTask
 from tests import seeded
@@ -131,6 +132,15 @@ def test_exported_class_numbers_at_any_size(work, best):
         expected = model.predict(image)
         (got,) = session.run(None, {"image": model.normalise(image)[None]})
         assert got.shape == (1, *size) and (got[0] == expected).mean() > 0.999
+    own = settings("--data.format=camvid", "--loss.class_weights=[]")
+    with pytest.raises(UserError, match="at least .* classes apart, the configuration has 11"):
+        SANet.from_checkpoint(work / "onnx" / "SANet.onnx", config=own).checked(
+            np.array([[[0, 11]]], np.int32)
+        )
+    with pytest.raises(UserError, match="tells 19 classes apart, the configuration has 11"):
+        SANet.from_checkpoint(work / "onnx" / "SANet.onnx", config=own).checked(
+            np.zeros((1, 19, 2, 2), np.float32)
+        )
     exported = SANet.from_checkpoint(work / "onnx" / "SANet.onnx", config=settings())
     assert (exported.predict(image) == expected).mean() > 0.999
     with pytest.raises(UserError, match="gives class numbers"):
@@ -189,8 +199,33 @@ def test_inference_on_photographs_of_every_kind(work, best):
     assert (a == b).mean() > 0.9
 
 
+def test_images_that_differ_in_folder_or_suffix_only_keep_results_of_their_own(tmp_path):
+    for name in ("a.png", "a.jpg", "b.png", "more/a.png", ".hidden.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    names = result_names(tmp_path, image_files(tmp_path))
+    found = {str(path.relative_to(tmp_path)): name for path, name in names.items()}
+    assert found == {
+        "a.png": "a.png", "a.jpg": "a.jpg", "b.png": "b", "more/a.png": "more/a"
+    }  # fmt: skip
+    assert result_names(tmp_path / "b.png", [tmp_path / "b.png"]) == {tmp_path / "b.png": "b"}
+
+
+def test_the_imagenet_build_is_no_segmentation(tmp_path):
+    config = settings("--task=classification", "--classes=3")
+    weights = checkpoints.weights_of(SANetClassifier("S", 3, seed=0))
+    best = checkpoints.save(tmp_path / "pre.ckpt", weights, network="sanet")
+    with pytest.raises(UserError, match="tells no pixels apart"):
+        SANet.from_checkpoint(best, "mindspore", config)
+    with pytest.raises(UserError, match="only serves pretraining and is not exported"):
+        SANetTask().export_cell(SANetClassifier("S", 3), config)
+
+
 def test_pretraining_then_another_number_of_classes(work, tmp_path):
-    """ImageNet folders, then a user's own data, with the weights that fit by name and shape."""
+    """ImageNet folders, then a user's own data, with the weights that fit by name and shape.
+
+    At last with masks that are ignored throughout, which the published training cannot read.
+    """
     rng = np.random.default_rng(0)
     for split, count in (("train", 4), ("val", 2)):
         for number, name in enumerate(("cat", "dog", "emu")):
@@ -236,6 +271,13 @@ def test_pretraining_then_another_number_of_classes(work, tmp_path):
         cwd=tmp_path,
     )
     assert "initial weights from" in text and "left-over parameter(s): classifier.0.weight" in text
+    # Now without any labelled pixel, in training as in validation.
+    (own / "palette.csv").write_text(
+        "name,red,green,blue,ignore\nsky,0,0,255,0\nland,0,255,0,0\nvoid,9,9,9,1\n"
+    )
+    for mask in sorted((own / "masks").iterdir()):
+        cv2.imwrite(str(mask), np.full((64, 96, 3), 9, np.uint8))
+    (own / "val.lst").write_text("images/0.png masks/0.png\n")
     text = run(
         "train.py",
         *flags,
@@ -244,6 +286,8 @@ def test_pretraining_then_another_number_of_classes(work, tmp_path):
         cwd=tmp_path,
     )
     assert "final_layer.conv2.weight (19, 64, 1, 1) instead of (2, 64, 1, 1)" in text
+    assert "epoch:1 step:2, loss is 0\n" in text
+    assert json.loads((tmp_path / "tuned" / "metrics.json").read_text())["miou"] == 0
     # Measuring with the wrong number of classes is refused, though.
     wrong = ["--config_path=quickstart", f"--data_path={work / 'data'}"]
     weights = tmp_path / "tuned" / "checkpoint_SANet_1.ckpt"
@@ -293,9 +337,10 @@ def test_the_test_split_can_only_be_handed_in(work, best):
     [
         (["--variant=XL"], ["variant", "XL"]),
         (["--data.format=camvid"], ["train.lst"]),
-        (["--loss.class_weights=1,2"], ["2", "19"]),
-        (["--classes=7"], ["7", "19"]),
+        (["--loss.class_weights=1,2"], ["2 numbers for 19 classes"]),
+        (["--classes=7"], ["classes=7, but cityscapes has 19"]),
         (["--data.mean=0.5,0.5"], ["data.mean"]),
+        (["--batch_size=1"], ["train.batch_size=1", "at least 2"]),
         (["--task=classification"], ["data.format", "imagenet"]),
     ],
 )

@@ -2,7 +2,8 @@
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from model_utils.exporting import ExportInput
 from model_utils.files import PathLike, read_image, write_image, write_json
 from model_utils.logs import Progress
 from model_utils.predictor import Predictor
-from model_utils.segmentation import ClassTable, to_eight_bits
+from model_utils.segmentation import IMAGE_SUFFIXES, ClassTable, list_images, to_eight_bits
 from model_utils.windows import resize_aligned
 
 from .augment import Normalisation
@@ -21,11 +22,10 @@ from .config import SANetConfig, SANetInfer
 from .layouts import class_table
 from .multiscale import Protocol, exp_scores
 from .prediction import Prediction
-from .task import SANetTask
+from .task import SANetTask, class_count
 from .tools.segmenting import draw_segmentation
 
 log = logging.getLogger("zoo")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
 class SANet(Predictor):
@@ -39,6 +39,16 @@ class SANet(Predictor):
     """
 
     task_class = SANetTask
+
+    def __init__(
+        self, source: Path, config: SANetConfig, backend: str, network: Any = None
+    ) -> None:
+        if config.task != "segmentation":
+            raise UserError(
+                "the ImageNet build tells no pixels apart; use task=segmentation with a checkpoint "
+                "trained so"
+            )
+        super().__init__(source, config, backend, network)
 
     @property
     def classes(self) -> ClassTable:
@@ -91,7 +101,27 @@ class SANet(Predictor):
         else:
             output = "file"
         inputs = [ExportInput("image", (None, 3, None, None))]
-        return self.open(output, cell, inputs).run(images)[0]
+        return self.checked(self.open(output, cell, inputs).run(images)[0])
+
+    def checked(self, output: np.ndarray) -> np.ndarray:
+        """What a backend gave, if it fits the configured classes.
+
+        Args:
+            output: logits or scores (N, K, h, w), or class numbers (N, H, W).
+
+        Raises:
+            UserError: an exported file of another number of classes.
+        """
+        if self.network is None:
+            classes = class_count(self.config)
+            found = output.shape[1] if output.ndim == 4 else int(output.max()) + 1
+            if found > classes or (output.ndim == 4 and found != classes):
+                raise UserError(
+                    f"{self.source} tells {'at least ' if output.ndim == 3 else ''}{found} classes "
+                    f"apart, the configuration has {classes}; give the one it was trained with "
+                    "(--config_path)"
+                )
+        return output
 
     def class_maps(self, images: np.ndarray) -> np.ndarray:
         """Class of every pixel (N, H, W) uint8 of normalised images (N, 3, H, W), single scale."""
@@ -132,20 +162,19 @@ class SANet(Predictor):
         """infer.py: segment image files; write class numbers, class colours and overlays."""
         keys: SANetInfer = config.infer
         files = image_files(keys.images)
-        top = Path(keys.images) if Path(keys.images).is_dir() else files[0].parent
+        names = result_names(keys.images, files)
         source = config.checkpoint_path or "outputs/train/best.ckpt"
         model = cls.from_checkpoint(source, keys.backend, config)
         shares: dict[str, dict[str, float]] = {}
         progress = Progress(len(files), "segmenting", unit="image")
         for path, image, classes in model._segmented(files):
-            name = path.relative_to(top)
-            stem = output / name.with_suffix("")
+            stem = output / names[path]
             write_image(Path(f"{stem}_classes.png"), classes)
             pictures = draw_segmentation(image, classes, model.classes, keys.alpha)
             for kind, picture in pictures.items():
                 write_image(Path(f"{stem}_{kind}.png"), picture)
             counts = np.bincount(classes.ravel(), minlength=len(model.classes)) / classes.size
-            shares[str(name)] = {
+            shares[str(path)] = {
                 label: round(float(share), 4)
                 for label, share in zip(model.classes.names, counts, strict=False)
                 if share
@@ -188,7 +217,25 @@ def image_files(given: PathLike) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"{path} does not exist; check --images")
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    found = list_images(path)
     if not found:
-        raise UserError(f"{path} holds no image ({', '.join(SUFFIXES)}); check --images")
+        raise UserError(f"{path} holds no image ({', '.join(IMAGE_SUFFIXES)}); check --images")
     return found
+
+
+def result_names(given: PathLike, files: Sequence[Path]) -> dict[Path, str]:
+    """What results of images are called: the path below the given folder, without suffix.
+
+    Two images that differ in the suffix only keep theirs.
+
+    Args:
+        given: the image or folder that was asked for.
+        files: of :func:`image_files`.
+    """
+    top = Path(given) if Path(given).is_dir() else Path(given).parent
+    names = {path: path.relative_to(top) for path in files}
+    alike = Counter(name.with_suffix("") for name in names.values())
+    return {
+        path: str(name if alike[name.with_suffix("")] > 1 else name.with_suffix(""))
+        for path, name in names.items()
+    }

@@ -14,7 +14,7 @@ from model_utils.files import read_image, write_image, write_json
 from model_utils.logs import Progress
 from model_utils.segmentation import IGNORE, ClassTable, read_mask, to_eight_bits
 
-from ..api import SANet, image_files
+from ..api import SANet, image_files, result_names
 from ..config import SANetConfig
 from ..layouts import class_table, mask_values
 from ..network import SANetNetwork
@@ -111,6 +111,7 @@ def boundary(task: object, config: SANetConfig, output: Path) -> None:
 
 def _of_images(config: SANetConfig, output: Path) -> None:
     files = image_files(config.infer.images)
+    names = result_names(config.infer.images, files)
     model = open_model(config)
     shares = {}
     progress = Progress(len(files), "boundary maps", unit="image")
@@ -119,7 +120,7 @@ def _of_images(config: SANetConfig, output: Path) -> None:
         probability = boundary_map(model, image)
         pictures = draw_boundaries(image, probability, config.boundary.threshold)
         for kind, picture in pictures.items():
-            write_image(output / f"{path.stem}_{kind}.png", picture)
+            write_image(output / f"{names[path]}_{kind}.png", picture)
         shares[str(path)] = round(float((probability > config.boundary.threshold).mean()), 5)
         progress.advance()
     progress.close()
@@ -136,8 +137,9 @@ def _of_images(config: SANetConfig, output: Path) -> None:
 
 def _of_masks(config: SANetConfig, output: Path) -> None:
     files = image_files(config.boundary.masks)
+    names = result_names(config.boundary.masks, files)
     table: ClassTable = class_table(config)
     for path in files:
         bands = class_boundaries(read_mask(path, table, mask_values(config.data)), len(table))
-        write_image(output / f"{path.stem}_class_boundaries.png", table.colourise(bands))
+        write_image(output / f"{names[path]}_class_boundaries.png", table.colourise(bands))
     log.info("class boundaries of %d masks in %s", len(files), output)

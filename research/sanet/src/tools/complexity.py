@@ -44,6 +44,8 @@ def complexity(task: Any, config: SANetConfig, output: Path) -> None:
     """complexity.py: tables of all variants."""
     keys = config.complexity
     sizes = [parse_size(text) for text in keys.sizes]
+    if not sizes:
+        raise UserError("complexity.sizes is empty; name a size, such as 1024x2048")
     summary: dict[str, Any] = {}
     for variant in VARIANTS:
         network = fresh_network(task, config, variant)

@@ -17,7 +17,7 @@ from model_utils.logs import Progress
 from model_utils.segmentation import ClassTable, to_eight_bits
 from model_utils.windows import resize_aligned
 
-from ..api import image_files
+from ..api import image_files, result_names
 from ..config import SANetConfig
 from ..prediction import Prediction
 from .common import ascii_name, open_model, trained_network
@@ -153,6 +153,7 @@ def heatmap(task: object, config: SANetConfig, output: Path) -> None:
     """heatmap.py: draw what speaks for each class in images."""
     keys = config.heatmap
     files = image_files(config.infer.images)
+    names = result_names(config.infer.images, files)
     model = open_model(config, "mindspore")
     network = trained_network(model, "a heat map")
     table = model.classes
@@ -164,7 +165,7 @@ def heatmap(task: object, config: SANetConfig, output: Path) -> None:
         image = to_eight_bits(read_image(path), path)
         maps = heat_maps(network, model.normalise(image, path), keys.layer, wanted)
         for found in maps:
-            stem = f"{path.stem}-{ascii_name(table.names[found.number])}"
+            stem = f"{names[path]}-{ascii_name(table.names[found.number])}"
             pictures = draw_heat_map(image, found, table, keys.colours, config.infer.alpha)
             for kind, picture in pictures.items():
                 write_image(output / f"{stem}-{kind}.png", picture)

@@ -33,7 +33,7 @@ def scorer_of(model: SANet) -> Callable[[np.ndarray], np.ndarray]:
         backend = model.open("file", None, [])
     else:
         backend = model.open("scores", Prediction(model.network, "scores"), inputs)
-    return lambda images: backend.run(images)[0]
+    return lambda images: model.checked(backend.run(images)[0])
 
 
 def to_classes(result: np.ndarray, size: tuple[int, int]) -> np.ndarray:
