@@ -355,7 +355,8 @@ def read_palette(path: PathLike) -> ClassTable:
     """The table of classes from a user's file; see :data:`PALETTE_HELP` for its forms.
 
     Classes are numbered in the file's order, rows marked ``ignore`` left out. Colours and
-    numbers that are not in the file are errors in masks; number 255 is always ignored.
+    numbers that are not in the file are errors in masks; number 255 is ignored unless it is a
+    class of the file, as in masks of 0 and 255.
 
     Raises:
         UserError: malformed, a value out of range, a name, colour or number twice.

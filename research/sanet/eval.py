@@ -1,8 +1,7 @@
 """Measure a SANet checkpoint: mean IoU, accuracies, boundary F-score.
 
 python eval.py --data_path=CITYSCAPES --checkpoint_path=FILE.ckpt
-python eval.py --data_path=CITYSCAPES --checkpoint_path=FILE.ckpt \\
-  --scales=0.5,0.75,1,1.25 --flip=true                     # the second published number
+python eval.py --data_path=CITYSCAPES --scales=0.5,0.75,1,1.25 --flip=true
 python eval.py --data_path=CITYSCAPES --split=test --submission=true
 """
 

@@ -429,6 +429,13 @@ def test_malformed_palettes_are_explained(tmp_path, name, text, message):
     assert "\n" not in str(error.value).split("YAML")[0]
 
 
+def test_masks_of_0_and_255(tmp_path):
+    """A common way to store two classes; 255 is a class then."""
+    (tmp_path / "p.csv").write_text("name,id\nground,0\nobject,255\n")
+    mask = np.array([[0, 255]], np.uint8)
+    assert read_palette(tmp_path / "p.csv").decode(mask, "").tolist() == [[0, 1]]
+
+
 def test_a_palette_that_is_missing_or_no_text(tmp_path):
     with pytest.raises(UserError, match=r"palette .*none\.csv does not exist"):
         read_palette(tmp_path / "none.csv")
