@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,11 @@ def network_or_fresh(task: Any, config: SANetConfig) -> tuple[SANetNetwork, str]
 def ascii_name(text: str) -> str:
     """A class name as part of a file name: letters, digits, underscores."""
     return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_") or "class"
+
+
+def ascii_names(texts: Sequence[str]) -> list[str]:
+    """:func:`ascii_name` of every class; those that come out alike get their numbers."""
+    names = [ascii_name(text) for text in texts]
+    return [
+        name if names.count(name) == 1 else f"{name}_{number}" for number, name in enumerate(names)
+    ]

@@ -20,7 +20,7 @@ from model_utils.windows import resize_aligned
 from ..api import image_files, result_names
 from ..config import SANetConfig
 from ..prediction import Prediction
-from .common import ascii_name, open_model, trained_network
+from .common import ascii_names, open_model, trained_network
 
 log = logging.getLogger("zoo")
 # The layer whose results are the logits: there the gradient is known without a backward pass.
@@ -159,13 +159,14 @@ def heatmap(task: object, config: SANetConfig, output: Path) -> None:
     table = model.classes
     wanted = class_numbers(keys.classes, table)
     find_layer(network, keys.layer)
+    labels = ascii_names(table.names)
     drawn: dict[str, list[str]] = {}
     progress = Progress(len(files), "heat maps", unit="image")
     for path in files:
         image = to_eight_bits(read_image(path), path)
         maps = heat_maps(network, model.normalise(image, path), keys.layer, wanted)
         for found in maps:
-            stem = f"{names[path]}-{ascii_name(table.names[found.number])}"
+            stem = f"{names[path]}-{labels[found.number]}"
             pictures = draw_heat_map(image, found, table, keys.colours, config.infer.alpha)
             for kind, picture in pictures.items():
                 write_image(output / f"{stem}-{kind}.png", picture)
