@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from model_utils import drawing
 from model_utils.drawing import overlay, side_by_side
 from model_utils.errors import UserError
 from model_utils.files import PathLike, atomic_path
@@ -38,26 +39,16 @@ def error_map(truth: np.ndarray, prediction: np.ndarray, ignore: int = IGNORE) -
 
 
 def legend(classes: ClassTable, width: int = 640) -> np.ndarray:
-    """The classes' colours beside their names, in as many rows as ``width`` pixels need.
+    """The classes' colours beside their names, in as many columns as fit into ``width`` pixels.
 
     Returns:
         (H, W, 3) uint8 RGB, W at least ``width``; characters outside ASCII are shown as "?".
     """
-    font, scale, row, box = cv2.FONT_HERSHEY_SIMPLEX, 0.45, 22, 14
-    texts = [name.encode("ascii", "replace").decode() for name in classes.names]
-    wide = max(cv2.getTextSize(text, font, scale, 1)[0][0] for text in texts) + box + 28
-    columns = max(1, min(width // wide, len(texts)))
-    rows = -(-len(texts) // columns)
-    picture = np.full((rows * row + 6, max(width, wide), 3), 255, np.uint8)
-    for place, (text, colour) in enumerate(zip(texts, classes.colours.tolist(), strict=True)):
-        left, top = place % columns * wide + 6, place // columns * row + 6
-        corner = (left + box, top + box)
-        cv2.rectangle(picture, (left, top), corner, colour, cv2.FILLED)
-        cv2.rectangle(picture, (left, top), corner, (90, 90, 90), 1)
-        cv2.putText(
-            picture, text, (left + box + 5, top + 12), font, scale, (0, 0, 0), 1, cv2.LINE_AA
-        )
-    return picture
+    column = drawing.legend(classes.names, classes.colours).shape[1]
+    columns = max(1, min(width // column, len(classes)))
+    picture = drawing.legend(classes.names, classes.colours, columns)
+    beside = max(0, width - picture.shape[1])
+    return np.pad(picture, ((0, 0), (0, beside), (0, 0)), constant_values=255)
 
 
 def panels(
