@@ -170,8 +170,10 @@ class ReceptiveFieldConfig:
         "layers whose effective field is measured; empty measures none",
         "receptive_field:layers",
     )
-    size: int = key(768, "pixels of the square the field is measured on", minimum=64)
-    count: int = key(4, "how many squares to average over", minimum=1)
+    size: int = key(
+        768, "pixels of the square the field is measured on", "receptive_field:size", minimum=64
+    )
+    count: int = key(4, "how many squares to average over", "receptive_field:count", minimum=1)
 
 
 @dataclass

@@ -22,6 +22,7 @@ from .common import open_model, trained_network
 
 log = logging.getLogger("zoo")
 BOUNDARY_COLOUR = (255, 230, 0)
+_LABEL_FILES = ("_labelIds", "_labelTrainIds")
 
 
 class BoundaryPrediction(nn.Cell):
