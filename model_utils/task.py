@@ -67,7 +67,7 @@ class InferConfig:
         "auto",
         "what runs the network; auto is the fastest installed",
         "backend",
-        choices=("auto", "mindspore", "mindir", "onnxruntime"),
+        choices=("auto", "mindspore", "mindir", "onnxruntime", "openvino-bf16"),
     )
     batch_size: int = key(32, "samples at once", "infer:batch_size", minimum=1)
 

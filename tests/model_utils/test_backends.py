@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -351,3 +352,49 @@ def test_shapes_fit_exactly_where_every_fixed_length_matches(declared, fed):
     else:
         with pytest.raises(UserError):
             backends._fitting([array], [declared_input], "file")
+
+
+# --- OpenVINO ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def openvino_bf16():
+    """Skips without OpenVINO or without the processor's instructions."""
+    pytest.importorskip("openvino")
+    if "avx512_bf16" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("the processor has no bfloat16 instructions")
+
+
+def test_openvino_computes_the_same_less_exactly(openvino_bf16, network, files, cache):
+    with choose("openvino-bf16", onnx=files["ONNX", "dynamic"]) as backend:
+        assert backend.name == "openvino-bf16"
+        assert backend.batch_size is None
+        # More shapes than are kept, and the first one again.
+        for seed, side in enumerate((9, 16, 21, 24, 30, 9)):
+            array = image((1, 3, side, 20), seed)
+            expected = MindSporeBackend(network).run(array)
+            found = backend.run(array)
+            assert len(found) == len(expected) == 2
+            for wanted, output in zip(expected, found, strict=True):
+                assert output.shape == wanted.shape
+                assert output.dtype == np.float32
+                assert np.abs(output - wanted).max() < 2e-2 * np.abs(wanted).max()
+        with pytest.raises(UserError, match=r"exported for \(any, 3, any, any\)"):
+            backend.run(image((1, 4, 16, 24)))
+    with pytest.raises(UserError, match="closed"):
+        backend.run(array)
+    with choose("openvino-bf16", cell=network, inputs=INPUTS, cache_dir=cache) as backend:
+        np.testing.assert_allclose(backend.run(array)[1], expected[1], atol=1e-2)
+
+
+def test_openvino_refuses_other_files(openvino_bf16, tmp_path):
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(b"no model")
+    with pytest.raises(UserError, match=r"broken.onnx is not an ONNX file that OpenVINO can run"):
+        choose("openvino-bf16", onnx=path)
+
+
+def test_openvino_that_is_missing_says_what_to_install(monkeypatch, files):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UserError, match=r"openvino-bf16 is not possible .*pip install openvino"):
+        choose("openvino-bf16", onnx=files["ONNX", "dynamic"])
