@@ -71,6 +71,7 @@ class Contender:
         baseline: whether the others of its section are compared with it.
         lacking: says what else is missing on this machine, or "".
         may_fail: leave it out, with the reason, if it cannot be prepared.
+        tolerance: of its output, where it computes less exactly than the benchmark's asks.
     """
 
     title: str
@@ -79,6 +80,7 @@ class Contender:
     baseline: bool = False
     lacking: Callable[[], str] | None = None
     may_fail: bool = False
+    tolerance: float | None = None
 
     def missing(self) -> list[str]:
         """What the contender needs and this environment lacks."""
@@ -365,6 +367,28 @@ def largest_difference(
     return worst
 
 
+def compare(
+    benchmark: Benchmark, section: Section, names: Sequence[str], folder: Path
+) -> tuple[float, dict[str, float]]:
+    """Differences between what contenders computed.
+
+    Returns:
+        The largest of those that must meet the benchmark's tolerance, and those of contenders
+        with a tolerance of their own, by name.
+
+    Raises:
+        UserError: one is above its tolerance.
+    """
+    limits = {name: section.contenders[name].tolerance for name in names}
+    exact = [name for name in names if limits[name] is None]
+    others = {
+        name: largest_difference([exact[0], name], folder, benchmark.outputs, limit)
+        for name, limit in limits.items()
+        if limit is not None and exact
+    }
+    return largest_difference(exact, folder, benchmark.outputs, benchmark.tolerance), others
+
+
 def speed_ups(result: Result, baseline: Result | None) -> tuple[float, float, float] | None:
     """Baseline's time over the contender's, round by round: median, smallest, largest."""
     if baseline is None:
@@ -484,11 +508,12 @@ def run(benchmark: Benchmark, options: argparse.Namespace, settings: Settings) -
             record[section.title.replace(" ", "_")] = values
             tables += ["", *lines]
             if section.compared and results:
-                worst = largest_difference(
-                    list(results), job.folder, benchmark.outputs, benchmark.tolerance
-                )
+                worst, others = compare(benchmark, section, list(results), job.folder)
                 record["largest_difference"] = max(worst, record.get("largest_difference", 0.0))
                 tables.append(f"  largest difference between {benchmark.outputs} {worst:.1e}")
+                for name, difference in others.items():
+                    values[name]["difference"] = difference
+                    tables.append(f"  {section.contenders[name].title}: {difference:.1e}")
     machine["load_average_after"] = round(os.getloadavg()[0], 2)
     record["skipped"] = skipped
     record["failed"] = failed

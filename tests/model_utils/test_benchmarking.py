@@ -12,6 +12,7 @@ import pytest
 from model_utils import benchmarking
 from model_utils.benchmarking import Job, Result, Worker
 from model_utils.errors import UserError
+from tests.toy.benchmark import BENCHMARK
 
 SCRIPT = Path(__file__).parents[1] / "toy" / "benchmark.py"
 
@@ -46,6 +47,9 @@ def test_tables_and_figures(tmp_path):
     assert slow["speed_up_over_pytorch"] == [1.0, 1.0, 1.0]
     # Outputs 1 and 1 + 5e-5: half of the tolerance apart.
     assert record["largest_difference"] == pytest.approx(5e-5, rel=0.01)
+    # 1.01 is allowed its own tolerance, 0.02, and left out of the comparison of the others.
+    assert sleeping["rough"]["difference"] == pytest.approx(0.01, rel=0.01)
+    assert "  rough: 1.0e-02" in done.stdout
     # Left out: with a package, a compiler and a run that fails.
     assert record["skipped"] == {
         "absent": ["no_such_package"],
@@ -119,6 +123,14 @@ def test_differing_outputs_are_refused(tmp_path):
     assert differ() == pytest.approx(1e-5, rel=0.01)
 
 
+def test_a_rough_contender_has_a_limit_too(tmp_path):
+    section = BENCHMARK.sections[0]
+    np.save(tmp_path / "slow.npy", np.ones(3))
+    np.save(tmp_path / "rough.npy", np.full(3, 1.03))
+    with pytest.raises(UserError, match=r"differ by 3.0e-02 \(slow, rough\)"):
+        benchmarking.compare(BENCHMARK, section, ["slow", "rough"], tmp_path)
+
+
 def test_a_dying_contender_is_named_with_its_last_words(tmp_path):
     worker = Worker(SCRIPT, "failing", Job(tmp_path, 1, {"length": 1, "log": ""}))
     try:
@@ -131,7 +143,7 @@ def test_a_dying_contender_is_named_with_its_last_words(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--contenders=slow,swift"], "no contender swift; there are slow, fast"),
+        (["--contenders=slow,swift"], "no contender swift; there are slow, fast, rough"),
         (["--threads=9999"], "--threads must be 0 to"),
         (["--rounds=0"], "0 is not a positive number"),
         (["--rounds=many"], "many is not a positive number"),

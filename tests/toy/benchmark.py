@@ -43,6 +43,9 @@ BENCHMARK = Benchmark(
             {
                 "slow": Contender("slow", sleeper("slow", 0.04, 1.0), ("numpy",), baseline=True),
                 "fast": Contender("fast", sleeper("fast", 0.01, 1.00005), ("numpy",)),
+                "rough": Contender(
+                    "rough", sleeper("rough", 0.001, 1.01), ("numpy",), tolerance=0.02
+                ),
                 "absent": Contender("absent", fail, ("no_such_package",)),
                 "uncompiled": Contender("uncompiled", fail, (), lacking=lambda: "an abacus"),
                 "failing": Contender("failing", fail, (), may_fail=True),

@@ -21,6 +21,8 @@ SCRIPT = Path(__file__).resolve().parents[1] / "benchmark.py"
 LEARNING_RATE = 0.01
 CLASSES = 19
 VARIANTS = ("S", "M", "L")
+# Of bfloat16, relative to the largest logit: it keeps 8 bits.
+HALF_TOLERANCE = 0.05
 
 
 def prepare(job: Job, seed: int = 0) -> None:
@@ -139,6 +141,15 @@ def infer_onnxruntime(job: Job, variant: str) -> Run:
     return benchmarking.run_onnx(path, {"image": _image(job)}, job.threads)
 
 
+def infer_openvino(job: Job, variant: str) -> Run:
+    """The exported ONNX, run by OpenVINO in bfloat16."""
+    from model_utils.backends import OpenVinoBackend
+
+    backend = OpenVinoBackend(job.folder / f"folded_{variant}.onnx", job.threads)
+    image = _image(job)
+    return lambda: backend.run(image)[0]
+
+
 def _torch_network(job: Job, variant: str) -> tuple[Any, Any]:
     import torch
 
@@ -163,6 +174,20 @@ def _torch_run(network: Any, image: Any) -> Run:
 def infer_eager(job: Job, variant: str) -> Run:
     """The PyTorch network, eagerly, in inference mode."""
     return _torch_run(*_torch_network(job, variant))
+
+
+def infer_half(job: Job, variant: str) -> Run:
+    """The PyTorch network, eagerly, weights and image in bfloat16."""
+    import torch
+
+    network, image = _torch_network(job, variant)
+    network, image = network.bfloat16(), image.bfloat16()
+
+    def run() -> np.ndarray:
+        with torch.inference_mode():
+            return network(image).float().numpy()
+
+    return run
 
 
 def infer_traced(job: Job, variant: str) -> Run:
@@ -268,6 +293,16 @@ def _inference(variant: str) -> Section:
         "mindspore": Contender("MindSpore Cell, folded", build(infer_mindspore)),
         "mindir": Contender("MINDIR in MindSpore", build(infer_mindir, form="plain")),
         "mindir-folded": Contender("MINDIR, folded", build(infer_mindir, form="folded")),
+        "eager-bf16": Contender(
+            "PyTorch eager, bfloat16", build(infer_half), torch, tolerance=HALF_TOLERANCE
+        ),
+        "openvino-bf16": Contender(
+            "our ONNX in OpenVINO, bfloat16",
+            build(infer_openvino),
+            ("openvino",),
+            may_fail=True,
+            tolerance=HALF_TOLERANCE,
+        ),
     }
     return Section(
         f"inference of {variant}",
