@@ -22,12 +22,12 @@ from research.sanet.src.network import SANetNetwork
 from research.sanet.src.prediction import Prediction
 from research.sanet.src.task import SANetTask
 from research.sanet.src.tools.boundary import boundary, boundary_map, class_boundaries
-from research.sanet.src.tools.common import ascii_name
+from research.sanet.src.tools.common import ascii_name, ascii_names
 from research.sanet.src.tools.complexity import complexity, parse_size, sanet_complexity
 from research.sanet.src.tools.heatmap import class_numbers, heat_maps, heatmap, logit_heat_map
 from research.sanet.src.tools.receptive_field import last_of, sanet_fields, squares
 from research.sanet.src.tools.segmenting import draw_segmentation
-from research.sanet.src.tools.speed import Timing, durations, measure
+from research.sanet.src.tools.speed import Timing, cases, durations, measure
 from research.sanet.src.tools.video import segment_video, to_classes, video
 from tests.seeded import load_fixture
 
@@ -364,6 +364,24 @@ def test_speed_measures_what_is_right(network):
         measure(network, SpeedConfig(backends=["torch"]))
 
 
+def test_files_are_timed_folded_which_they_always_are(network):
+    """Backends fold what they write to a file; an unfolded row would be folded all the same."""
+    backends = ["onnxruntime", "mindspore", "openvino-bf16"]
+    keys = SpeedConfig(height=64, width=96, backends=backends, half=False)
+    assert [row[:3] for row in cases(network, keys)] == [
+        ("onnxruntime", "float32", True),
+        ("mindspore", "float32", False),
+        ("mindspore", "float32", True),
+        ("openvino-bf16", "bfloat16", True),
+    ]
+
+
+def test_names_that_come_out_alike_get_numbers():
+    assert ascii_names(["road", "traffic light", "\u9053", "\u8def"]) == [
+        "road", "traffic_light", "class_2", "class_3"
+    ]  # fmt: skip
+
+
 def test_durations_and_percentiles(monkeypatch):
     clock = iter([0.0, 1.0, 1.0, 3.0, 3.0, 6.0])
     calls = []
@@ -376,6 +394,9 @@ def test_durations_and_percentiles(monkeypatch):
 
 
 def test_complexity_command(config, tmp_path):
+    config.complexity.sizes = []
+    with pytest.raises(UserError, match="complexity.sizes is empty"):
+        complexity(SANetTask(), config, tmp_path)
     config.complexity.sizes = ["64x96"]
     complexity(SANetTask(), config, tmp_path)
     with open(tmp_path / "complexity_S.csv", newline="", encoding="utf-8") as stream:

@@ -67,7 +67,7 @@ class LossConfig:
     ohem_keep: int = key(
         131072, "least number of pixels per device and step", "ohemkeep", minimum=1
     )
-    class_weights: list[float] = key([], "one weight per class; empty weighs all alike")
+    class_weights: list[float] = key([], "one weight per class; empty weighs all alike", minimum=0)
 
 
 @dataclass

@@ -29,7 +29,7 @@ from .common import network_or_fresh
 log = logging.getLogger("zoo")
 PERCENTILES = (5, 50, 95)
 # Run with a network's output once before anything is timed: what is timed must be right.
-_MOST_DIFFERENCE = {"float32": 1e-3, "float16": 5e-2}
+_MOST_DIFFERENCE = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 5e-2}
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Timing:
     """One way to run the network.
 
     Attributes:
-        backend: mindspore, mindir or onnxruntime.
-        number: float32 or float16.
+        backend: mindspore, mindir, onnxruntime or openvino-bf16.
+        number: float32, float16 or bfloat16.
         folded: whether layers were merged (``model_utils.folding``).
         batch: images per run.
         seconds: of every run measured, from array to array.
@@ -97,7 +97,7 @@ def cases(network: nn.Cell, keys: SpeedConfig) -> Iterator[tuple[str, str, bool,
             yield backend, "float32", True, folded
         else:
             # model_utils.backends folds whatever it writes to a file.
-            yield backend, "float32", True, plain
+            yield backend, "bfloat16" if backend == "openvino-bf16" else "float32", True, plain
     if keys.half:
         # ONNX Runtime's CPU kernels are float32; an exported float16 file would only be cast.
         yield "mindspore", "float16", True, HalfPrecision(folded).set_train(False)
