@@ -18,7 +18,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OPTIONAL_IMPORTS = {"torch", "tensorboardX", "moxing", "obs"}
+OPTIONAL_IMPORTS = {"openvino", "torch", "tensorboardX", "moxing", "obs"}
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "pyyaml", "sklearn": "scikit-learn"} | {
     "PIL": "pillow"
 }
