@@ -169,7 +169,9 @@ def read_mask(path: PathLike, classes: ClassTable, values: str = "auto") -> np.n
     numbers = values == "ids" or (values == "auto" and classes.ids is not None)
     if colour_type == _PALETTE and numbers:
         return classes.decode(_palette_indices(path), path)
-    mask = read_image(path, channels=3 if values == "colours" else 0)
+    mask = read_image(path, channels=0)
+    if values == "colours" and mask.ndim == 2:
+        return _grey_colours(mask, classes, path)
     if mask.ndim == 3:
         mask = np.ascontiguousarray(mask[:, :, :3])
         if values == "ids":
@@ -180,6 +182,17 @@ def read_mask(path: PathLike, classes: ClassTable, values: str = "auto") -> np.n
         # Decoders stretch 1, 2 and 4 bits to 0 ... 255.
         mask = mask // np.uint8(255 // ((1 << depth) - 1))
     return classes.decode(mask, path)
+
+
+def _grey_colours(mask: np.ndarray, classes: ClassTable, path: PathLike) -> np.ndarray:
+    """Labels of a colour mask stored as grey, refusing numbers where others are ignored."""
+    labels = classes.decode(np.repeat(mask[:, :, None], 3, axis=2), path)
+    if (labels == IGNORE).all() and mask.any():
+        raise UserError(
+            f"mask {path} is grey and holds no class colour; if these are class numbers, name them "
+            "in a palette (name,id)"
+        )
+    return labels
 
 
 _PALETTE = 3

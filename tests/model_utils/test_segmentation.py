@@ -177,6 +177,16 @@ def test_a_colour_mask_whose_pixels_are_all_grey_may_be_stored_grey(tmp_path):
     assert read_mask(tmp_path / "grey.png", greys, "colours").tolist() == [[0, 1]]
 
 
+def test_numbers_are_not_ignored_where_colours_are_expected(tmp_path):
+    """CamVid is also handed round with class numbers, in an order of its own."""
+    open_table = table(void_colours=None)
+    write_image(tmp_path / "numbers.png", NUMBERS)
+    with pytest.raises(UserError, match=r"numbers\.png is grey and holds no class colour"):
+        read_mask(tmp_path / "numbers.png", open_table, "colours")
+    write_image(tmp_path / "void.png", np.zeros((2, 2), np.uint8))
+    assert (read_mask(tmp_path / "void.png", open_table, "colours") == IGNORE).all()
+
+
 def test_palette_masks_hold_numbers_or_colours(tmp_path):
     image = Image.fromarray(NUMBERS, "P")
     palette = np.zeros((256, 3), np.uint8)
