@@ -5,9 +5,6 @@ from mindspore import Tensor, nn, ops
 
 from .network import SANetNetwork
 
-# Forms of the prediction build, and the name of their output in exported files.
-OUTPUTS = {"logits": "logits", "scores": "scores", "classes": "classes"}
-
 
 class Prediction(nn.Cell):
     """The network without the heads that only training needs.
@@ -16,7 +13,7 @@ class Prediction(nn.Cell):
         network: the whole network.
         output: ``logits`` (N, K, H / 8, W / 8) rounded up; ``scores``, the same resized to
             (N, K, H, W) with aligned corners as evaluation does; or ``classes``, the place of
-            the largest score, int32 (N, H, W).
+            the largest score, int32 (N, H, W). Also the output's name in exported files.
     """
 
     def __init__(self, network: SANetNetwork, output: str = "logits") -> None:

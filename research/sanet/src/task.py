@@ -18,7 +18,7 @@ from .evaluation import evaluate, evaluate_classifier, protocol_lines
 from .imagenet import IMAGENET_CLASSES
 from .losses import ClassifierTrainCell, SANetLoss, SANetTrainCell
 from .network import SANetClassifier, SANetNetwork
-from .prediction import OUTPUTS, Prediction
+from .prediction import Prediction
 
 SEGMENTATION_LOSSES = ("loss", "aux", "main", "boundary", "boundary_aware", "accuracy")
 
@@ -151,7 +151,7 @@ class SANetTask(Task):
                 "the ImageNet build only serves pretraining and is not exported; use "
                 "task=segmentation with a checkpoint trained so"
             )
-        return Prediction(network, config.export.output), [OUTPUTS[config.export.output]]
+        return Prediction(network, config.export.output), [config.export.output]
 
     def reference_names(self, network: nn.Cell, config: SANetConfig) -> dict[str, str]:
         """PyTorch's suffixes for batch normalisation, all else alike."""
