@@ -301,3 +301,13 @@ def test_difference(expected, computed, wanted):
 def test_difference_counts_outputs():
     assert difference([np.zeros(1)], []) == np.inf
     assert exporting.FORMATS == ("MINDIR", "AIR", "ONNX")
+
+
+def test_whole_numbers_may_differ_at_a_few_near_ties_only():
+    classes = np.random.default_rng(0).integers(0, 19, (1, 40, 50)).astype(np.int32)
+    few, many = classes.copy(), classes.copy()
+    few[0, 0, :20] += 1  # 1 %
+    many[0, 0, :21] += 1
+    assert difference([classes], [few]) == 0.0
+    assert difference([classes], [many]) == np.inf
+    assert difference([classes.astype(np.float32)], [few.astype(np.float32)]) > 0.05
