@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, types and all tests, in an environment of their own.
+# Lint, types and all tests, in an environment of their own; the tests on two to four processes.
 # Usage: bash scripts/test.sh [pytest arguments]     (SKIP_SLOW=1 leaves the slow tests out)
 set -euo pipefail
 # shellcheck source=scripts/_environment.sh
@@ -20,4 +20,5 @@ step ruff format --check .
 step mypy
 step shellcheck --external-sources --source-path="$root" scripts/*.sh research/*/scripts/*.sh .ci/run
 [ "${SKIP_SLOW:-0}" = 0 ] || set -- -m "not slow" "$@"
-step python -m pytest "$@"
+# By file: the tests of a file share what they trained and exported.
+step python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile "$@"
