@@ -40,6 +40,30 @@ def test_outputs_equal_published_code(fixture):
     assert torch.equal(prediction, outputs[1])
 
 
+@pytest.mark.parametrize("variant", ["M"])
+def test_variants_without_stored_outputs_equal_this_network(variant):
+    """Two implementations from one description; S and L are compared with the published one."""
+    from mindspore import Tensor
+
+    from model_utils.converting import pytorch_name
+    from research.sanet.src.network import SANetNetwork
+
+    ours = SANetNetwork(variant, 19)
+    weights = {}
+    for parameter in ours.get_parameters():
+        name = pytorch_name(parameter.name)
+        weights[name] = seeded.parameter(name, parameter.shape, 0.6)
+        parameter.set_data(Tensor(weights[name]))
+    ours.set_train(False)
+    theirs = torch_reference.SANetTorch(variant, 19, True)
+    torch_reference.copy_weights(theirs, weights)
+    image = seeded.network_input("image", (1, 3, 72, 136))
+    with torch.inference_mode():
+        expected = theirs.eval()(torch.from_numpy(image))
+    for mine, other in zip(ours(Tensor(image)), expected, strict=True):
+        assert relative(mine.asnumpy(), other.numpy()) < 2e-5
+
+
 def test_weights_that_do_not_fit_are_refused():
     description, _ = seeded.load_fixture("SANet_S")
     network, _ = build(description)
