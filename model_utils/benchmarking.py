@@ -484,6 +484,7 @@ def run(benchmark: Benchmark, options: argparse.Namespace, settings: Settings) -
     machine = describe_machine(threads)
     tables: list[str] = []
     failed: dict[str, str] = {}
+    disagreements: list[str] = []
     record: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -508,7 +509,12 @@ def run(benchmark: Benchmark, options: argparse.Namespace, settings: Settings) -
             record[section.title.replace(" ", "_")] = values
             tables += ["", *lines]
             if section.compared and results:
-                worst, others = compare(benchmark, section, list(results), job.folder)
+                try:
+                    worst, others = compare(benchmark, section, list(results), job.folder)
+                except UserError as error:
+                    # Told at the end, when all that was timed is written.
+                    disagreements.append(f"{section.title}: {error}")
+                    continue
                 record["largest_difference"] = max(worst, record.get("largest_difference", 0.0))
                 tables.append(f"  largest difference between {benchmark.outputs} {worst:.1e}")
                 for name, difference in others.items():
@@ -529,8 +535,11 @@ def run(benchmark: Benchmark, options: argparse.Namespace, settings: Settings) -
         print(f"skipped {left_out}: not installed: {', '.join(things)}")
     for left_out, reason in failed.items():
         print(f"left out {left_out}: {reason}")
+    record["disagreements"] = disagreements
     write_json(options.output, record)
     print(f"\nwritten: {options.output}")
+    if disagreements:
+        raise UserError("; ".join(disagreements))
 
 
 def positive(text: str) -> int:
