@@ -217,13 +217,13 @@ def test_help_lists_every_key(capsys):
         Outer,
         epochs=st.integers(1, 10**9),
         flip=st.booleans(),
-        limit=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+        limit=st.none() | st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False),
         data_url=st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc"))),
         optimizer=st.builds(
             Inner,
-            lr=st.floats(0, 1e300),
+            lr=st.floats(0, 1e300, allow_subnormal=False),
             name=st.sampled_from(["adam", "sgd"]),
-            steps=st.lists(st.floats(-1e9, 1e9)),
+            steps=st.lists(st.floats(-1e9, 1e9, allow_subnormal=False)),
         ),
     )
 )
