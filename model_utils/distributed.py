@@ -199,9 +199,13 @@ def synchronize_batch_norm(network: nn.Cell, ranks: Ranks) -> int:
         for name, child in list(cell.name_cells().items()):
             if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
                 replacement = SyncBatchNorm(child, ranks)
+                names = [(parameter, parameter.name) for parameter in child.get_parameters()]
                 if isinstance(cell, nn.SequentialCell):
                     cell[int(name)] = replacement
                 else:
                     setattr(cell, name, replacement)
+                # Becoming an attribute shortens a parameter's name to that cell's.
+                for parameter, kept in names:
+                    parameter.name = kept
                 replaced += 1
     return replaced

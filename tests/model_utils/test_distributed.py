@@ -7,9 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mindspore import nn
 
 from model_utils import checkpoint as checkpoints
-from model_utils.distributed import Ranks, agree, gather_parts, sum_over_ranks
+from model_utils.distributed import (
+    Ranks,
+    agree,
+    gather_parts,
+    sum_over_ranks,
+    synchronize_batch_norm,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 # Plain gradient descent: Adam divides by the gradient's size and so magnifies rounding.
@@ -166,3 +173,23 @@ def test_host_sums_and_gathers_over_two_ranks(tmp_path):
         text = (tmp_path / f"train_parallel{rank}" / "log").read_text()
         for what in ("int", "float", "gather", "agree", "compiled once"):
             assert f"R{rank} {what} True" in text, what
+
+
+class Named(nn.Cell):
+    """Normalisation as an attribute, in a list, and one cell deeper."""
+
+    def __init__(self, depth):
+        super().__init__()
+        self.bn = nn.BatchNorm2d(2)
+        self.pair = nn.SequentialCell(nn.BatchNorm2d(2), nn.ReLU())
+        self.inner = Named(depth - 1) if depth else None
+
+
+def test_synchronised_layers_keep_their_parameters_and_names():
+    network = Named(2)
+    before = {p.name: p for p in network.get_parameters()}
+    assert synchronize_batch_norm(network, Ranks(0, 2)) == 6
+    after = {p.name: p for p in network.get_parameters()}
+    assert before.keys() == after.keys() and len(before) == 24
+    assert all(after[name] is before[name] for name in before)
+    assert len(network.trainable_params()) == 12
