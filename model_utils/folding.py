@@ -46,6 +46,20 @@ class Gone(nn.Cell):
         return x
 
 
+def _with_inputs(conv: nn.Conv2d, channels: int) -> nn.Conv2d:
+    """A convolution like ``conv``, without bias, for another number of input channels."""
+    return nn.Conv2d(
+        channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        pad_mode=conv.pad_mode,
+        padding=conv.padding,
+        dilation=conv.dilation,
+        has_bias=False,
+    )
+
+
 class BorderedConv(nn.Cell):
     """A convolution of x + c with zero padding, where c is one constant per channel.
 
@@ -61,16 +75,7 @@ class BorderedConv(nn.Cell):
         super().__init__()
         self.conv = conv
         weight = np.einsum("oihw,i->ohw", conv.weight.asnumpy().astype(np.float64), constants)
-        self.ones_conv = nn.Conv2d(
-            1,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            pad_mode=conv.pad_mode,
-            padding=conv.padding,
-            dilation=conv.dilation,
-            has_bias=False,
-        )
+        self.ones_conv = _with_inputs(conv, 1)
         self.ones_conv.weight.set_data(Tensor(weight[:, None].astype(np.float32)))
 
     def construct(self, x: Tensor) -> Tensor:
@@ -182,16 +187,7 @@ def _fold_pointwise(network: nn.Cell, owners: dict[str, nn.Cell], pair: tuple[st
     constants = _bias(first)
     outer = second.weight.asnumpy().astype(np.float64)
     inner = first.weight.asnumpy().astype(np.float64)[:, :, 0, 0]
-    merged = nn.Conv2d(
-        first.in_channels,
-        second.out_channels,
-        second.kernel_size,
-        second.stride,
-        pad_mode=second.pad_mode,
-        padding=second.padding,
-        dilation=second.dilation,
-        has_bias=False,
-    )
+    merged = _with_inputs(second, first.in_channels)
     _set(merged, np.einsum("omhw,mi->oihw", outer, inner), _bias(second))
     replacement: nn.Cell = merged
     if np.any(constants):

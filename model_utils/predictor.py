@@ -1,5 +1,6 @@
 """The base of every network's Python API: weights in, a backend that runs them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -69,19 +70,22 @@ class Predictor:
         network.set_train(False)
         return cls(source, settings, backend, network)
 
-    def open(self, part: str, cell: Any, inputs: list[ExportInput]) -> Backend:
+    def open(
+        self, part: str, build_cell: Callable[[], Any] | None, inputs: list[ExportInput]
+    ) -> Backend:
         """The backend that runs a part of the network, opened at its first use.
 
         Args:
             part: a name to remember it by.
-            cell: the part as a Cell; None when the source is an exported file.
+            build_cell: makes the part as a Cell, called at the first use only; None when the
+                source is an exported file.
             inputs: its inputs.
         """
         if part not in self._opened:
             suffix = self.source.suffix.lower()
             self._opened[part] = choose(
                 self.requested,
-                cell=cell,
+                build_cell=build_cell,
                 mindir=self.source if suffix == ".mindir" else None,
                 onnx=self.source if suffix == ".onnx" else None,
                 inputs=inputs,

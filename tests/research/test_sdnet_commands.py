@@ -1,12 +1,10 @@
 """SDNet's scripts as a user runs them: by path, from a foreign folder, on good and bad input."""
 
 import csv
+import functools
 import json
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -21,27 +19,9 @@ from research.sdnet import SDNet
 from research.sdnet.src.config import SDNetConfig
 from research.sdnet.src.network import SDNetNetwork
 from tests import seeded
+from tests.commands import run_script
 
-ROOT = Path(__file__).resolve().parents[2]
-NET = ROOT / "research" / "sdnet"
-
-
-def run(script, *flags, cwd, status=0):
-    done = subprocess.run(
-        [sys.executable, str(NET / script), *map(str, flags)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cwd)},
-    )
-    text = done.stdout + done.stderr
-    assert done.returncode == status, text
-    if status == 2:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1 and "Traceback" not in text, text
-        return errors[0]
-    return text
+run = functools.partial(run_script, "sdnet")
 
 
 @pytest.fixture(scope="module")

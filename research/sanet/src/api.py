@@ -15,13 +15,12 @@ from model_utils.files import PathLike, read_image, write_image, write_json
 from model_utils.logs import Progress
 from model_utils.predictor import Predictor
 from model_utils.segmentation import IMAGE_SUFFIXES, ClassTable, list_images, to_eight_bits
-from model_utils.windows import resize_aligned
 
 from .augment import Normalisation
 from .config import SANetConfig, SANetInfer
 from .layouts import class_table
 from .multiscale import Protocol, exp_scores
-from .prediction import Prediction
+from .prediction import Prediction, to_classes
 from .task import SANetTask, class_count
 from .tools.segmenting import draw_segmentation
 
@@ -86,7 +85,7 @@ class SANet(Predictor):
         Raises:
             UserError: the weights are an exported file that gives class numbers only.
         """
-        output = self._run("logits", images)
+        output = self.outputs("logits", images)
         if output.ndim != 4:
             raise UserError(
                 f"{self.source} gives class numbers, not scores; export with "
@@ -94,14 +93,20 @@ class SANet(Predictor):
             )
         return output
 
-    def _run(self, output: str, images: np.ndarray) -> np.ndarray:
-        cell = None
-        if self.network is not None:
-            cell = Prediction(self.network, output)
+    def outputs(self, form: str, images: np.ndarray) -> np.ndarray:
+        """What the prediction build gives for normalised images (N, 3, H, W).
+
+        Args:
+            form: of ``Prediction``: logits, scores or classes. An exported file gives what it was
+                exported with.
+            images: float32.
+        """
+        if self.network is None:
+            backend = self.open("file", None, [])
         else:
-            output = "file"
-        inputs = [ExportInput("image", (None, 3, None, None))]
-        return self.checked(self.open(output, cell, inputs).run(images)[0])
+            inputs = [ExportInput("image", (None, 3, None, None))]
+            backend = self.open(form, lambda: Prediction(self.network, form), inputs)
+        return self.checked(backend.run(images)[0])
 
     def checked(self, output: np.ndarray) -> np.ndarray:
         """What a backend gave, if it fits the configured classes.
@@ -125,10 +130,8 @@ class SANet(Predictor):
 
     def class_maps(self, images: np.ndarray) -> np.ndarray:
         """Class of every pixel (N, H, W) uint8 of normalised images (N, 3, H, W), single scale."""
-        output = self._run("classes", images)
-        if output.ndim == 4:  # an exported file of logits or scores
-            output = resize_aligned(output, images.shape[2:]).argmax(axis=1)
-        return output.astype(np.uint8)
+        size = (images.shape[2], images.shape[3])
+        return np.stack([to_classes(found, size) for found in self.outputs("classes", images)])
 
     def predict(self, image: np.ndarray) -> np.ndarray:
         """Class of every pixel, at a single scale.

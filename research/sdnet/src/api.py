@@ -94,9 +94,10 @@ class SDNet(Predictor):
     def _backend(self, modality: str) -> tuple[Backend, int]:
         """What runs a modality, and which of its outputs is the descriptor."""
         if self.network is not None:
-            cell = OneModality(self.network, modality)
             return self.open(
-                modality, cell, [ExportInput("patch", (None, 1, PATCH_SIZE, PATCH_SIZE))]
+                modality,
+                lambda: OneModality(self.network, modality),
+                [ExportInput("patch", (None, 1, PATCH_SIZE, PATCH_SIZE))],
             ), 0
         # An exported file takes both modalities and gives opt_e and sar_e first.
         return self.open("both", None, []), 0 if modality == "opt" else 1

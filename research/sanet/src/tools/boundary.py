@@ -54,8 +54,9 @@ def boundary_map(model: SANet, image: np.ndarray) -> np.ndarray:
     Raises:
         UserError: the model is an exported file, which lacks this head.
     """
-    cell = BoundaryPrediction(trained_network(model, "a boundary map"))
-    backend = model.open("boundary", cell, [ExportInput("image", (None, 3, None, None))])
+    network = trained_network(model, "a boundary map")
+    inputs = [ExportInput("image", (None, 3, None, None))]
+    backend = model.open("boundary", lambda: BoundaryPrediction(network), inputs)
     return backend.run(model.normalise(image)[None])[0][0]
 
 

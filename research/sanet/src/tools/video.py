@@ -8,39 +8,15 @@ import cv2
 import numpy as np
 
 from model_utils.errors import UserError
-from model_utils.exporting import ExportInput
 from model_utils.files import write_json
 from model_utils.segmentation import ClassTable
 from model_utils.video import VideoReport, encoder, open_frames, process_video
-from model_utils.windows import resize_aligned
 
-from ..api import SANet
 from ..config import SANetConfig
-from ..prediction import Prediction
+from ..prediction import to_classes
 from .common import open_model
 
 log = logging.getLogger("zoo")
-
-
-def scorer_of(model: SANet) -> Callable[[np.ndarray], np.ndarray]:
-    """What turns normalised images (N, 3, H, W) into scores (N, K, H, W), or what a file gives.
-
-    From a checkpoint, the resizing is part of the network that runs. An exported file may end
-    with logits, scores or classes; :func:`to_classes` takes all of them.
-    """
-    inputs = [ExportInput("image", (None, 3, None, None))]
-    if model.network is None:
-        backend = model.open("file", None, [])
-    else:
-        backend = model.open("scores", Prediction(model.network, "scores"), inputs)
-    return lambda images: model.checked(backend.run(images)[0])
-
-
-def to_classes(result: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Class map (H, W) uint8 of logits or scores (K, h, w), or of a class map of any type."""
-    if result.ndim == 3:
-        result = resize_aligned(result, size).argmax(axis=0)
-    return result.astype(np.uint8)
 
 
 def draw_frame(
@@ -134,7 +110,7 @@ def video(task: object, config: SANetConfig, output: Path) -> None:
     report = segment_video(
         keys.source,
         target,
-        scorer_of(model),
+        lambda images: model.outputs("scores", images),
         model.normalise,
         table,
         keys.draw,
