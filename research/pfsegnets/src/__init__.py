@@ -1,0 +1,1 @@
+"""PFNet; see the folder's README."""

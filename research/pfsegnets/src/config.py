@@ -1,0 +1,204 @@
+"""PFNet's configuration; aliases are the reference's flags (section 9 of the README)."""
+
+from dataclasses import dataclass
+
+from model_utils.config import group, key
+from model_utils.task import Config, DataConfig, EvaluateConfig, ExportConfig, InferConfig
+
+
+@dataclass
+class AugmentConfig:
+    """Random changes of training images; each can be switched off."""
+
+    scale_min: float = key(1.0, "smallest zoom before cropping", "scale_min", minimum=0.05)
+    scale_max: float = key(1.0, "largest zoom before cropping", "scale_max", minimum=0.05)
+    flip: bool = key(True, "mirror half of the images left to right")
+    vertical_flip: bool = key(True, "mirror half of the images top to bottom")
+    rotate: bool = key(True, "turn by a random multiple of 90 degrees")
+    colour: float = key(
+        0.0, "largest relative change of brightness, contrast, saturation and hue", "color_aug",
+        minimum=0, maximum=0.5
+    )  # fmt: skip
+    blur: str = key(
+        "gaussian",
+        "random blur of every image; upstream cannot switch it off",
+        choices=("none", "gaussian", "bilateral"),
+    )
+
+
+@dataclass
+class PFNetData(DataConfig):
+    """Aerial images with class masks."""
+
+    format: str = key(
+        "isaid",
+        "how images and masks are stored",
+        "dataset",
+        choices=("isaid", "vaihingen", "potsdam", "gaofen_img", "gaofen_sar", "folder"),
+    )
+    train_split: str = key("train", "split to train on; Gaofen's entry trained on 'all'")
+    train_list: str = key("", "list file for training; empty is the format's own")
+    val_list: str = key("", "list file for validation; empty is the format's own")
+    test_list: str = key("", "list file for testing; empty is the format's own")
+    images: str = key("images", "format folder: where the images are, below root/<split> or root")
+    masks: str = key("masks", "folder of the masks; iSAID of the Jittor port: masks_new")
+    palette: str = key("", "format folder: table of classes (name, red, green, blue or id)")
+    crop_size: int = key(896, "rows and columns of a training sample", "crop_size", minimum=32)
+    resize: str = key(
+        "whole",
+        "whole: images resized to crop_size; crop: random zoom, then a crop of crop_size",
+        choices=("whole", "crop"),
+    )
+    pre_size: int = key(0, "shorter side before zoom and crop; 0 keeps it", "pre_size", minimum=0)
+    edge_thickness: int = key(8, "width of boundary labels in pixels", "thicky", minimum=1)
+    edge_source: str = key(
+        "foreground",
+        "foreground: contours of all non-background classes together, as upstream; "
+        "classes: wherever two classes meet",
+        choices=("foreground", "classes"),
+    )
+    mean: list[float] = key([0.485, 0.456, 0.406], "of red, green and blue in [0, 1]")
+    std: list[float] = key([0.229, 0.224, 0.225], "of red, green and blue in [0, 1]")
+    class_uniform: float = key(
+        0.0,
+        "share of an epoch drawn evenly over the classes",
+        "class_uniform_pct",
+        minimum=0,
+        maximum=1,
+    )
+    class_uniform_tile: int = key(
+        1024, "side of the tiles whose classes are looked up", "class_uniform_tile", minimum=32
+    )
+    cache: bool = key(False, "keep decoded images in memory, for small data sets")
+    augment: AugmentConfig = group(AugmentConfig)
+
+
+@dataclass
+class LossConfig:
+    """Weights and settings of the joint loss (section 5 of the README)."""
+
+    segmentation: float = key(1.0, "weight of the class loss", "seg_weight", minimum=0)
+    edge: float = key(25.0, "weight of each edge loss", "edge_weight", minimum=0)
+    edge_loss: str = key(
+        "bce", "class-balanced cross entropy, or dice of raw logits", choices=("bce", "dice")
+    )
+    ohem: bool = key(True, "hard pixels only (online hard example mining)", "ohem")
+    ohem_threshold: float = key(
+        0.7, "pixels predicted with at most this probability are hard", minimum=0, maximum=1
+    )
+    ohem_keep: int = key(10000, "least number of pixels per device and step", minimum=1)
+    class_weights: list[float] = key([], "one weight per class; empty weighs all alike", minimum=0)
+
+
+@dataclass
+class PFNetEvaluate(EvaluateConfig):
+    """Keys of eval.py."""
+
+    split: str = key("val", "part of the data to measure", "split", "eval:mode")
+    batch_size: int = key(
+        1,
+        "images of one size at once",
+        "test_batch_size",
+        "eval:batch_size",
+        "eval_batch_size",
+        "bs_mult_val",
+        minimum=1,
+    )
+    inference: str = key(
+        "whole",
+        "whole images, or overlapping windows",
+        "inference_mode",
+        choices=("whole", "sliding"),
+    )
+    resize: int = key(
+        0, "images and masks are first resized to this square; 0 keeps them", "resize_scale",
+        minimum=0
+    )  # fmt: skip
+    scales: list[float] = key([1.0], "zooms whose logits are averaged", "eval:scales", minimum=0.05)
+    flip: bool = key(False, "average with the mirrored image", "flip_test", "eval:flip")
+    window: int = key(896, "side of a sliding window at zoom 1", minimum=32)
+    overlap: float = key(
+        1 / 3,
+        "of neighbouring windows: a share below 1, or pixels",
+        "sliding_overlap",
+        minimum=0,
+    )
+    mosaic: bool = key(
+        True, "besides patch by patch, measure patches put together to their whole images again"
+    )
+    boundary_thresholds: list[float] = key(
+        [0.0005, 0.001875, 0.00375, 0.005],
+        "tolerances of the boundary F-score: shares of the diagonal, or pixels from 1 on",
+        "eval_thresholds",
+        minimum=0,
+    )
+    beta: float = key(1.0, "weight of recall in the class F-score", "beta", minimum=0)
+
+
+@dataclass
+class PFNetExport(ExportConfig):
+    """Keys of export.py."""
+
+    height: int = key(512, "rows of the input, a multiple of 32", "export:height", minimum=32)
+    width: int = key(512, "columns of the input, a multiple of 32", "export:width", minimum=32)
+    output: str = key(
+        "logits",
+        "logits at 1/4, scores resized to the input, or class numbers at the input's size",
+        choices=("logits", "scores", "classes"),
+    )
+
+
+@dataclass
+class PFNetInfer(InferConfig):
+    """Keys of infer.py: images or a folder of images."""
+
+    images: str = key("", "an image, or a folder of images", "images", "image")
+    batch_size: int = key(1, "images or tiles at once", "infer:batch_size", minimum=1)
+    scales: list[float] = key(
+        [1.0], "zooms whose logits are averaged", "infer:scales", minimum=0.05
+    )
+    flip: bool = key(False, "average with the mirrored image", "infer:flip")
+    resize: int = key(0, "side of the square images are resized to; 0 keeps them", minimum=0)
+    alpha: float = key(0.5, "weight of the class colours in the overlay", minimum=0, maximum=1)
+
+
+@dataclass
+class PFNetConfig(Config):
+    """All keys of PFNet."""
+
+    backbone: str = key(
+        "resnet50", "encoder", "arch", choices=("resnet50", "resnet101", "res2net101")
+    )
+    classes: int = key(0, "number of classes; 0 is the data's", "num_classes", minimum=0)
+    psp_sizes: list[int] = key(
+        [1, 2, 3, 6], "bins of the pyramid pooling; 1 2 3 7 in the Jittor port", minimum=1
+    )
+    pool_style: str = key(
+        "torch",
+        "windows of adaptive pooling: the original's, or the equal ones of the Jittor port",
+        choices=("torch", "jittor"),
+    )
+    dropout: str = key(
+        "channel",
+        "of the pyramid pooling: whole channels as the original, or elements as the port",
+        choices=("channel", "element", "none"),
+    )
+    max_pool_size: int = key(14, "salient points per side and level", "maxpool_size", minimum=1)
+    avg_pool_size: int = key(9, "side of the pooled certainty", "avgpool_size", minimum=1)
+    edge_points: int = key(128, "boundary points per level", "edge_points", minimum=1)
+    match_dim: int = key(64, "channels of the point matcher", "match_dim", minimum=1)
+    point_flow: bool = key(
+        True, "False replaces the PointFlow modules by bilinear upsampling (ablation)"
+    )
+    freeze_batch_norm: bool = key(False, "train with the stored statistics", "fix_bn")
+    lr_offset: int = key(
+        0,
+        "poly by epoch: 1 is upstream's, one epoch ahead and 0 in the last; 0 is poly by step",
+        minimum=0,
+        maximum=1,
+    )
+    data: PFNetData = group(PFNetData)
+    loss: LossConfig = group(LossConfig)
+    evaluate: PFNetEvaluate = group(PFNetEvaluate)
+    export: PFNetExport = group(PFNetExport)
+    infer: PFNetInfer = group(PFNetInfer)
