@@ -1,1 +1,1 @@
-"""PFNet; see the folder's README."""
+"""PFNet's own modules."""
