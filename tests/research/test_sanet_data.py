@@ -12,20 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from model_utils.augmentation import (
+    Normalisation,
+    crop_part,
+    pad_part,
+    zoom_parts,
+    zoomed_size,
+)
 from model_utils.data import EpochSampler, Loader
 from model_utils.distributed import Ranks
 from model_utils.errors import UserError
 from model_utils.files import read_image, write_image
 from model_utils.segmentation import IGNORE, Pair
-from research.sanet.src.augment import (
-    Augmentation,
-    Normalisation,
-    crop_part,
-    edge_map,
-    pad_part,
-    zoom_parts,
-    zoomed_size,
-)
+from research.sanet.src.augment import Augmentation, edge_map
 from research.sanet.src.classes import CAMVID, CITYSCAPES, GTAV
 from research.sanet.src.config import SANetConfig
 from research.sanet.src.dataset import SegmentationDataset, build_dataset, class_table

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from model_utils.augmentation import Normalisation
 from model_utils.errors import UserError
 from model_utils.exporting import ExportInput
 from model_utils.files import PathLike, read_image, write_image, write_json
@@ -16,7 +17,6 @@ from model_utils.logs import Progress
 from model_utils.predictor import Predictor
 from model_utils.segmentation import IMAGE_SUFFIXES, ClassTable, list_images, to_eight_bits
 
-from .augment import Normalisation
 from .config import SANetConfig, SANetInfer
 from .layouts import class_table
 from .multiscale import Protocol, exp_scores

@@ -1,29 +1,27 @@
 """SANet's samples: images, labels and edge maps, from files in the data sets' own layouts."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from model_utils import segmentation_data
+from model_utils.augmentation import Normalisation
 from model_utils.errors import UserError
-from model_utils.files import read_image, require_folder
-from model_utils.segmentation import IGNORE, ClassTable, Pair, read_mask, to_eight_bits
+from model_utils.files import require_folder
+from model_utils.segmentation import ClassTable, Pair
+from model_utils.segmentation_data import Sample
 
-from .augment import Augmentation, Normalisation, edge_map
+from .augment import Augmentation, edge_map
 from .classes import CITYSCAPES, CITYSCAPES_TRAIN_IDS
 from .config import SANetConfig, SANetData
 from .imagenet import IMAGENET_CLASSES, ImageFolder
 from .layouts import class_table, find_pairs, mask_values
 
-log = logging.getLogger("zoo")
 
-Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-class SegmentationDataset:
-    """Images with class masks.
+class SegmentationDataset(segmentation_data.SegmentationDataset):
+    """Images with class masks, and edges of the whole labels.
 
     Args:
         pairs: the files; a pair without a mask has only ignored pixels.
@@ -49,65 +47,14 @@ class SegmentationDataset:
         cache: bool = False,
         root: Path | None = None,
     ) -> None:
-        if not pairs:
-            raise UserError("the data set is empty; check the data folder and the split's name")
-        self.pairs = list(pairs)
-        self.classes = classes
+        super().__init__(pairs, classes, normalisation, values, root)
         self.augmentation = augmentation
-        self.normalisation = normalisation or Normalisation()
         self._edge_frame, self._edge_size = edge_frame, edge_size
-        self._values, self._root = values, root
-        self._noted = False
         self._cache: dict[int, Sample] | None = {} if cache else None
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.pairs)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the pixels in memory: reading processes keep their own."""
         return {**self.__dict__, "_cache": None if self._cache is None else {}}
-
-    def name(self, index: int) -> str:
-        """The image's file, relative to the data's folder."""
-        path = self.pairs[index].image
-        if self._root is not None and path.is_relative_to(self._root):
-            path = path.relative_to(self._root)
-        return str(path)
-
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Image (H, W, 3) RGB uint8 and label (H, W) uint8, None without a mask."""
-        image = self.read_image(index)
-        if self.pairs[index].mask is None:
-            return image, None
-        return image, self.read_label(index, image.shape)
-
-    def read_image(self, index: int) -> np.ndarray:
-        """Image (H, W, 3) RGB uint8."""
-        path = self.pairs[index].image
-        image = read_image(path)
-        if image.dtype == np.uint16 and not self._noted:
-            self._noted = True
-            log.info("%s has 16 bits (largest value %d): 65535 becomes 255", path, image.max())
-        return to_eight_bits(image, path)
-
-    def read_label(self, index: int, shape: Sequence[int]) -> np.ndarray:
-        """Label (H, W) uint8; all ignored without a mask.
-
-        Args:
-            index: of the pair.
-            shape: of the image, rows and columns first.
-        """
-        pair = self.pairs[index]
-        if pair.mask is None:
-            return np.full(shape[:2], IGNORE, np.uint8)
-        label = read_mask(pair.mask, self._table(pair.mask), self._values)
-        if label.shape != tuple(shape[:2]):
-            raise UserError(
-                f"mask {pair.mask} has {label.shape[0]}x{label.shape[1]} pixels (rows x columns), "
-                f"its image {pair.image} {shape[0]}x{shape[1]}; both must be equal"
-            )
-        return label
 
     def edges(self, label: np.ndarray) -> np.ndarray:
         """Edges (H, W) uint8, 0 or 1, of a whole label."""

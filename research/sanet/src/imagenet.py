@@ -6,11 +6,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from model_utils.augmentation import Normalisation
 from model_utils.errors import UserError
 from model_utils.files import PathLike, read_image, require_folder
 from model_utils.segmentation import list_images, to_eight_bits
-
-from .augment import Normalisation
 
 # Evaluation shrinks the short side to this many times the crop: 256 for 224.
 _MARGIN = 256 / 224

@@ -12,6 +12,7 @@ import numpy as np
 from model_utils.errors import UserError
 from model_utils.files import require_file, require_folder
 from model_utils.segmentation import ClassTable, Pair, pair_folders, read_list, read_palette
+from model_utils.segmentation_data import FOLDER_LAYOUTS, find_folders, find_palette
 
 from .classes import CAMVID, CITYSCAPES, GTAV, GTAV_MAPPED
 from .config import SANetConfig, SANetData
@@ -25,7 +26,7 @@ def class_table(config: SANetConfig) -> ClassTable:
     """
     data = config.data
     if data.format == "folder":
-        return read_palette(_palette_file(data))
+        return read_palette(find_palette(data.palette, [data.root] if data.root else []))
     if data.format == "gtav":
         return GTAV_MAPPED if data.map_classes else GTAV
     if data.format == "imagenet":
@@ -81,8 +82,10 @@ def _split(data: SANetData, root: Path, split: str) -> list[Pair] | None:
     found = next((place for place in places if place.is_file()), None)
     if found is not None:
         return read_list(found, _bases(data, root), masks=split != "test")
-    layouts = {"cityscapes": _cityscapes, "gtav": _gtav, "folder": _folders}
+    layouts = {"cityscapes": _cityscapes, "gtav": _gtav}
     pairs = layouts[data.format](data, root, split) if data.format in layouts else None
+    if data.format == "folder":
+        pairs = find_folders(root, data.images, data.masks, split)
     if pairs is None and split == "trainval":
         train, val = (_split(data, root, part) for part in ("train", "val"))
         return None if train is None or val is None else train + val
@@ -94,9 +97,7 @@ _EXPECTED = {
     "add {split}.lst, or set data.format",
     "camvid": "add {split}.lst with lines 'images/X.png labels/X_L.png', or set data.{split}_list",
     "gtav": "unpack the archives so that images, labels and split.mat exist, or add {split}.lst",
-    "folder": "expected <images>/{split} and <masks>/{split}, or {split}/<images> and "
-    "{split}/<masks>, or {split}.lst, or for training just <images> and <masks>; set data.images "
-    "and data.masks",
+    "folder": FOLDER_LAYOUTS,
 }
 
 
@@ -155,35 +156,5 @@ def _split_numbers(table: Path, split: str) -> Sequence[int]:
     return [int(number) for number in np.ravel(content.get(f"{split}Ids", []))]
 
 
-def _folders(data: SANetData, root: Path, split: str) -> list[Pair] | None:
-    """The user's folders of images and masks, divided into splits or not."""
-    choices = [
-        (root / split / data.images, root / split / data.masks),
-        (root / data.images / split, root / data.masks / split),
-    ]
-    divided = any(
-        (place / "train").is_dir() for place in (root, root / data.images) if place.is_dir()
-    )
-    if split == "train" and not divided:
-        choices.append((root / data.images, root / data.masks))
-    for images, masks in choices:
-        if images.is_dir():
-            if split == "test" and not masks.is_dir():
-                return pair_folders(images, None)
-            require_folder(masks, "mask folder", "set data.masks")
-            return pair_folders(images, masks)
-    return None
-
-
 def _base_with(data: SANetData, root: Path, folder: str) -> Path | None:
     return next((base for base in _bases(data, root) if (base / folder).is_dir()), None)
-
-
-def _palette_file(data: SANetData) -> Path:
-    if not data.palette:
-        raise UserError(
-            "data.format folder needs data.palette, a table of the classes (name, red, green, "
-            "blue, or name, id)"
-        )
-    inside = Path(data.root) / data.palette
-    return inside if data.root and inside.is_file() else Path(data.palette)

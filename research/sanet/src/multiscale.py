@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from model_utils.augmentation import zoomed_size
 from model_utils.errors import UserError
 from model_utils.windows import WindowMean, resize_aligned, taps, windows
 
-from .augment import zoomed_size
 from .config import SANetConfig
 
 # Normalised float32 images (N, 3, H, W) to main logits float32 (N, K, h, w).

@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from model_utils.augmentation import Normalisation
 from model_utils.drawing import colour_map, side_by_side
 from model_utils.errors import UserError
 from model_utils.files import read_image, write_image, write_json
@@ -26,7 +27,6 @@ from model_utils.segmentation import to_eight_bits
 from model_utils.tracing import trace
 
 from ..api import image_files
-from ..augment import Normalisation
 from ..config import SANetConfig
 from ..network import VARIANTS, SANetNetwork
 from .common import fresh_network, network_or_fresh

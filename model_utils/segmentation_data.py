@@ -1,0 +1,174 @@
+"""Data sets of images with class masks: reading them, and finding a user's own.
+
+A network's data set extends :class:`SegmentationDataset` by its samples: how images are
+changed and which further maps, such as edges, are made of the labels.
+"""
+
+import abc
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from model_utils.augmentation import Normalisation
+from model_utils.errors import UserError
+from model_utils.files import PathLike, read_image, require_folder
+from model_utils.segmentation import (
+    IGNORE,
+    ClassTable,
+    Pair,
+    pair_folders,
+    read_mask,
+    to_eight_bits,
+)
+
+log = logging.getLogger("zoo")
+
+Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+class SegmentationDataset(abc.ABC):
+    """Images with class masks.
+
+    Args:
+        pairs: the files; a pair without a mask has only ignored pixels.
+        classes: the table of classes.
+        normalisation: of the images.
+        values: what masks hold, see :func:`model_utils.segmentation.read_mask`.
+        root: folder that names are given relative to.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        classes: ClassTable,
+        normalisation: Normalisation | None = None,
+        values: str = "auto",
+        root: Path | None = None,
+    ) -> None:
+        if not pairs:
+            raise UserError("the data set is empty; check the data folder and the split's name")
+        self.pairs = list(pairs)
+        self.classes = classes
+        self.normalisation = normalisation or Normalisation()
+        self._values, self._root = values, root
+        self._noted = False
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.pairs)
+
+    @abc.abstractmethod
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        """Image (3, H, W) float32, normalised; label (H, W) uint8; edges (H, W) uint8, 0 or 1."""
+
+    @abc.abstractmethod
+    def edges(self, label: np.ndarray) -> np.ndarray:
+        """Edges (H, W) uint8, 0 or 1, of a label (H, W) uint8."""
+
+    def name(self, index: int) -> str:
+        """The image's file, relative to the data's folder."""
+        path = self.pairs[index].image
+        if self._root is not None and path.is_relative_to(self._root):
+            path = path.relative_to(self._root)
+        return str(path)
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Image (H, W, 3) RGB uint8 and label (H, W) uint8, None without a mask."""
+        image = self.read_image(index)
+        if self.pairs[index].mask is None:
+            return image, None
+        return image, self.read_label(index, image.shape)
+
+    def read_image(self, index: int) -> np.ndarray:
+        """Image (H, W, 3) RGB uint8."""
+        path = self.pairs[index].image
+        image = read_image(path)
+        if image.dtype == np.uint16 and not self._noted:
+            self._noted = True
+            log.info("%s has 16 bits (largest value %d): 65535 becomes 255", path, image.max())
+        return to_eight_bits(image, path)
+
+    def read_label(self, index: int, shape: Sequence[int]) -> np.ndarray:
+        """Label (H, W) uint8; all ignored without a mask.
+
+        Args:
+            index: of the pair.
+            shape: of the image, rows and columns first.
+
+        Raises:
+            UserError: mask corrupt, of another size, or with values that are no class.
+        """
+        pair = self.pairs[index]
+        if pair.mask is None:
+            return np.full(shape[:2], IGNORE, np.uint8)
+        label = read_mask(pair.mask, self._table(pair.mask), self._values)
+        if label.shape != tuple(shape[:2]):
+            raise UserError(
+                f"mask {pair.mask} has {label.shape[0]}x{label.shape[1]} pixels (rows x columns), "
+                f"its image {pair.image} {shape[0]}x{shape[1]}; both must be equal"
+            )
+        return label
+
+    def _table(self, mask: Path) -> ClassTable:
+        """The table that a mask file is read by."""
+        return self.classes
+
+
+# ---------------------------------------------------------------------------------------------
+# a user's own folders
+
+
+FOLDER_LAYOUTS = (
+    "expected <images>/{split} and <masks>/{split}, or {split}/<images> and "
+    "{split}/<masks>, or {split}.lst, or for training just <images> and <masks>; set data.images "
+    "and data.masks"
+)
+
+
+def find_folders(root: Path, images: str, masks: str, split: str) -> list[Pair] | None:
+    """A user's folders of images and masks, divided into splits or not; None without the split.
+
+    Args:
+        root: the data folder.
+        images: name of the folder of images, in ``root`` or in each split's folder.
+        masks: likewise; a split ``test`` needs none.
+        split: ``train``, ``val`` or another; undivided folders are all ``train``.
+
+    Raises:
+        UserError: images without their folder of masks, or an image without a mask.
+    """
+    choices = [
+        (root / split / images, root / split / masks),
+        (root / images / split, root / masks / split),
+    ]
+    divided = any((place / "train").is_dir() for place in (root, root / images) if place.is_dir())
+    if split == "train" and not divided:
+        choices.append((root / images, root / masks))
+    for image_folder, mask_folder in choices:
+        if image_folder.is_dir():
+            if split == "test" and not mask_folder.is_dir():
+                return pair_folders(image_folder, None)
+            require_folder(mask_folder, "mask folder", "set data.masks")
+            return pair_folders(image_folder, mask_folder)
+    return None
+
+
+def find_palette(palette: str, places: Sequence[PathLike]) -> Path:
+    """The file of the table of classes.
+
+    Args:
+        palette: as configured.
+        places: folders it may be relative to, tried in order before the working folder.
+
+    Raises:
+        UserError: none is configured.
+    """
+    if not palette:
+        raise UserError(
+            "data.format folder needs data.palette, a table of the classes (name, red, green, "
+            "blue, or name, id)"
+        )
+    found = (Path(place) / palette for place in places)
+    return next((path for path in found if path.is_file()), Path(palette))
