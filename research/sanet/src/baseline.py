@@ -24,10 +24,10 @@ from model_utils.files import write_json
 from model_utils.logs import Progress
 from model_utils.metrics.segmentation import BoundaryScore, ConfusionMatrix
 from model_utils.segmentation import IGNORE
+from model_utils.segmentation_report import Report
 
 from .config import BaselineConfig, SANetConfig
 from .dataset import SegmentationDataset, build_dataset
-from .report import Report
 
 log = logging.getLogger("zoo")
 

@@ -5,7 +5,6 @@ logits of 89, so the sums are kept here as values and, for each pixel, the logar
 common to its classes; the result is the same.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -13,12 +12,10 @@ import numpy as np
 
 from model_utils.augmentation import zoomed_size
 from model_utils.errors import UserError
+from model_utils.segmentation_evaluation import Scorer
 from model_utils.windows import WindowMean, resize_aligned, taps, windows
 
 from .config import SANetConfig
-
-# Normalised float32 images (N, 3, H, W) to main logits float32 (N, K, h, w).
-Scorer = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)

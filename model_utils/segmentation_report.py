@@ -17,8 +17,7 @@ from model_utils.segmentation_drawing import (
     legend,
     panels,
 )
-
-from .dataset import SegmentationDataset
+from model_utils.segmentation_evaluation import SegmentationData
 
 # Rows of the picture that shows several samples, and the height of each.
 _ROWS, _HEIGHT = 6, 240
@@ -39,7 +38,7 @@ class Report:
             draws all, 0 none.
     """
 
-    def __init__(self, output: Path, dataset: SegmentationDataset, pictures: int) -> None:
+    def __init__(self, output: Path, dataset: SegmentationData, pictures: int) -> None:
         self.output = output
         self.chosen = _spread(len(dataset), pictures)
         self.names = _file_names(dataset)
@@ -51,7 +50,7 @@ class Report:
         return index in self.chosen
 
     def add(
-        self, index: int, dataset: SegmentationDataset, label: np.ndarray, prediction: np.ndarray
+        self, index: int, dataset: SegmentationData, label: np.ndarray, prediction: np.ndarray
     ) -> None:
         """Write one sample's predictions and pictures if it is among the chosen."""
         if not self.wants(index):
@@ -69,7 +68,7 @@ class Report:
             self.rows[index] = panels(image, prediction, truth, classes, _HEIGHT)
 
     def finish(
-        self, confusion: ConfusionMatrix, boundary: BoundaryScore, dataset: SegmentationDataset
+        self, confusion: ConfusionMatrix, boundary: BoundaryScore, dataset: SegmentationData
     ) -> dict[str, Any]:
         """Write tables and overviews; adds nothing to the metrics."""
         classes = dataset.classes
@@ -101,7 +100,7 @@ def _spread(length: int, count: int) -> set[int]:
     return set(_places(length, count).tolist())
 
 
-def _file_names(dataset: SegmentationDataset) -> list[str]:
+def _file_names(dataset: SegmentationData) -> list[str]:
     """The images' names without suffix, numbered where several are alike."""
     stems = [Path(dataset.name(index)).stem for index in range(len(dataset))]
     alike = Counter(stems)
