@@ -13,9 +13,10 @@ import numpy as np
 
 from model_utils.augmentation import Normalisation
 from model_utils.errors import UserError
-from model_utils.files import PathLike, read_image, require_folder
+from model_utils.files import PathLike, read_image, require_file, require_folder
 from model_utils.segmentation import (
     IGNORE,
+    IMAGE_SUFFIXES,
     ClassTable,
     Pair,
     pair_folders,
@@ -153,6 +154,68 @@ def find_folders(root: Path, images: str, masks: str, split: str) -> list[Pair] 
             require_folder(mask_folder, "mask folder", "set data.masks")
             return pair_folders(image_folder, mask_folder)
     return None
+
+
+def find_list(root: Path, chosen: str, setting: str) -> Path:
+    """The list file that the user chose: in the data folder, beside it, or anywhere.
+
+    Raises:
+        UserError: it is in none of these places.
+    """
+    # The lists of published data sets often lie beside the data set's folder.
+    places = [root / chosen, root.parent / chosen, Path(chosen)]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise UserError(
+            f"{setting} {chosen} is neither in {root} nor in {root.parent} nor here; "
+            "correct it, or leave it empty for the format's own"
+        )
+    return found
+
+
+def read_names(path: Path, images: Path, masks: Path | None) -> list[Pair] | None:
+    """Pairs of a list that holds one name per line, without folder and suffix.
+
+    Args:
+        path: the list.
+        images: folder that holds ``<name>.*``.
+        masks: likewise; None for images without masks.
+
+    Returns:
+        The pairs in the list's order; None if the list is not of this kind: its first line has
+        more than a name, or names no image of the folder.
+
+    Raises:
+        UserError: a later line without its image or mask; names the line.
+    """
+    require_file(path, "list file")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"list file {path} is not UTF-8 text ({error})") from error
+    names = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    names = [(number, name) for number, name in names if not name.startswith("#")]
+    if not names or not images.is_dir():
+        return None
+    image_of = _files_by_stem(images)
+    if names[0][1] not in image_of:
+        return None
+    mask_of = (
+        _files_by_stem(require_folder(masks, "mask folder", "set data.masks")) if masks else {}
+    )
+    for number, name in names:
+        for folder, files in ((images, image_of), (masks, mask_of)):
+            if folder is not None and name not in files:
+                raise UserError(
+                    f"{path}, line {number}: {folder} holds no {name}.*; correct the list, "
+                    "data.root, data.images or data.masks"
+                )
+    return [Pair(image_of[name], mask_of.get(name)) for _, name in names]
+
+
+def _files_by_stem(folder: Path) -> dict[str, Path]:
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    return {file.stem: file for file in files}
 
 
 def find_palette(palette: str, places: Sequence[PathLike]) -> Path:

@@ -12,7 +12,7 @@ import numpy as np
 from model_utils.errors import UserError
 from model_utils.files import require_file, require_folder
 from model_utils.segmentation import ClassTable, Pair, pair_folders, read_list, read_palette
-from model_utils.segmentation_data import FOLDER_LAYOUTS, find_folders, find_palette
+from model_utils.segmentation_data import FOLDER_LAYOUTS, find_folders, find_list, find_palette
 
 from .classes import CAMVID, CITYSCAPES, GTAV, GTAV_MAPPED
 from .config import SANetConfig, SANetData
@@ -55,14 +55,7 @@ def find_pairs(data: SANetData, split: str) -> list[Pair] | None:
     root = require_folder(data.root, "data folder", "set data.root (--data_path)")
     chosen = getattr(data, f"{split}_list", "")
     if Path(chosen).suffix or "/" in chosen:
-        # The reference's lists lie beside the data set's folder, and so may root.
-        places = [root / chosen, root.parent / chosen, Path(chosen)]
-        found = next((place for place in places if place.is_file()), None)
-        if found is None:
-            raise UserError(
-                f"data.{split}_list {chosen} is neither in {root} nor in {root.parent} nor here; "
-                "correct it, or leave it empty for the format's own"
-            )
+        found = find_list(root, chosen, f"data.{split}_list")
         return read_list(found, _bases(data, root), masks=split != "test")
     pairs = _split(data, root, chosen or split)
     if pairs is None and (split == "train" or chosen):

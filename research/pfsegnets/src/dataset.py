@@ -1,0 +1,137 @@
+"""PFNet's samples: images, labels and edge maps, from files in the data sets' own layouts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model_utils import segmentation_data
+from model_utils.augmentation import Normalisation
+from model_utils.errors import UserError
+from model_utils.segmentation import ClassTable, Pair
+from model_utils.segmentation_data import Sample
+
+from .augment import Augmentation, edge_map, resize_image, resize_label
+from .config import PFNetConfig, PFNetData
+from .layouts import class_table, find_pairs
+
+__all__ = ["SegmentationDataset", "build_dataset", "class_table"]
+
+
+class SegmentationDataset(segmentation_data.SegmentationDataset):
+    """Aerial images with class masks; edges are made of the label as the network sees it.
+
+    Args:
+        pairs: the files; a pair without a mask has only ignored pixels.
+        classes: the table of classes.
+        augmentation: random changes; None gives whole images.
+        normalisation: of the images.
+        edge_thickness: see :func:`augment.edge_map`.
+        edge_source: likewise.
+        resize: without augmentation, the side of the square that images and labels are resized
+            to; 0 keeps their own size.
+        cache: keep images and labels (4 bytes per pixel) in memory.
+        root: folder that names are given relative to.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        classes: ClassTable,
+        augmentation: Augmentation | None = None,
+        normalisation: Normalisation | None = None,
+        edge_thickness: int = 8,
+        edge_source: str = "foreground",
+        resize: int = 0,
+        cache: bool = False,
+        root: Path | None = None,
+    ) -> None:
+        super().__init__(pairs, classes, normalisation, root=root)
+        self.augmentation = augmentation
+        self.resize = resize
+        self._edge_thickness, self._edge_source = edge_thickness, edge_source
+        self._cache: dict[int, tuple[np.ndarray, np.ndarray]] | None = {} if cache else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the pixels in memory: reading processes keep their own."""
+        return {**self.__dict__, "_cache": None if self._cache is None else {}}
+
+    def edges(self, label: np.ndarray) -> np.ndarray:
+        """Edges (H, W) uint8, 0 or 1, of a label (H, W) uint8."""
+        return edge_map(label, self._edge_thickness, self._edge_source)
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        """Image (3, H, W) float32, normalised; label (H, W) uint8; edges (H, W) uint8, 0 or 1.
+
+        H and W are the crop's; without augmentation ``resize`` or the image's own.
+        """
+        image, label = self._load(index)
+        if self.augmentation is not None:
+            image, label = self.augmentation(image, label, rng)
+        elif self.resize:
+            size = (self.resize, self.resize)
+            image, label = resize_image(image, size), resize_label(label, size)
+        return self.normalisation(image), label, self.edges(label)
+
+    def _load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        if self._cache is not None and index in self._cache:
+            return self._cache[index]
+        image = self.read_image(index)
+        parts = (image, self.read_label(index, image.shape))
+        if self._cache is not None:
+            self._cache[index] = parts
+        return parts
+
+
+def build_dataset(
+    config: PFNetConfig, split: str, augment: bool | None = None
+) -> SegmentationDataset | None:
+    """The samples of a split; None without such a split.
+
+    Args:
+        config: the configuration.
+        split: ``train`` (which means ``data.train_split``), ``val``, ``test``, or another that
+            the data has.
+        augment: apply random changes; None applies them to ``train`` only.
+
+    Raises:
+        UserError: the folder is missing, a list names a missing file, no training data.
+    """
+    data = config.data
+    augment = split == "train" if augment is None else augment
+    classes = class_table(config)
+    pairs = find_pairs(data, split)
+    if pairs is None:
+        return None
+    return SegmentationDataset(
+        pairs,
+        classes,
+        _augmentation(data) if augment else None,
+        Normalisation(tuple(data.mean), tuple(data.std)),
+        data.edge_thickness,
+        data.edge_source,
+        config.evaluate.resize,
+        data.cache,
+        Path(data.root),
+    )
+
+
+def _augmentation(data: PFNetData) -> Augmentation:
+    keys = data.augment
+    if keys.scale_max < keys.scale_min:
+        raise UserError(
+            f"data.augment.scale_max={keys.scale_max:g} is below scale_min={keys.scale_min:g}; set "
+            "both, or both to 1 for no zoom"
+        )
+    return Augmentation(
+        data.crop_size,
+        data.resize == "whole",
+        (keys.scale_min, keys.scale_max),
+        data.pre_size,
+        keys.flip,
+        keys.vertical_flip,
+        keys.rotate,
+        keys.colour,
+        keys.blur,
+    )
