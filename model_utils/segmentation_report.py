@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from model_utils.files import atomic_write, write_image
@@ -56,6 +57,10 @@ class Report:
         if not self.wants(index):
             return
         image, truth = dataset.read(index)
+        if image.shape[:2] != prediction.shape:  # measured at another size than the file's
+            size = (prediction.shape[1], prediction.shape[0])
+            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            truth = None if truth is None else label
         classes, name = dataset.classes, self.names[index]
         folder = self.output / "predictions"
         write_image(folder / f"{name}_classes.png", prediction)

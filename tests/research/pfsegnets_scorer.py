@@ -1,0 +1,84 @@
+"""Data and a scorer whose predictions are known; also run as a script on several ranks.
+
+The green channel of an image holds the class that the scorer predicts, its mask the truth.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from model_utils.files import write_image, write_json
+from model_utils.segmentation import IGNORE, ClassTable, Pair
+from research.pfsegnets.src.config import PFNetConfig
+from research.pfsegnets.src.dataset import SegmentationDataset
+
+TABLE = ClassTable(
+    ("ground", "ship", "harbour", "plane"),
+    np.array([(90, 90, 90), (0, 0, 63), (0, 100, 155), (0, 127, 255)], np.uint8),
+)
+STEP = 60
+SIZES = [(64, 96), (64, 96), (37, 40), (64, 96), (1, 1), (37, 40), (64, 96)]
+
+
+def blocks(rng, size, classes):
+    coarse = rng.integers(0, classes, (-(-size[0] // 6), -(-size[1] // 6)))
+    return np.kron(coarse, np.ones((6, 6), int))[: size[0], : size[1]].astype(np.uint8)
+
+
+def write_pair(folder, stem, truth, prediction, rng):
+    """One image and its mask."""
+    image = rng.integers(0, 256, (*truth.shape, 3)).astype(np.uint8)
+    image[:, :, 1] = STEP * prediction
+    pair = Pair(folder / "images" / f"{stem}.png", folder / "masks" / f"{stem}.png")
+    write_image(pair.image, image)
+    write_image(pair.mask, truth)
+    return pair
+
+
+def make_data(folder, sizes=SIZES):
+    """Write images and masks; returns the data set, the truths and the predictions."""
+    rng = np.random.default_rng(5)
+    truths, predictions, pairs = [], [], []
+    for index, size in enumerate(sizes):
+        truth = blocks(rng, size, 3)  # class 3 is never true
+        prediction = np.where(rng.random(size) < 0.2, blocks(rng, size, 4), truth)
+        truth = np.where(rng.random(size) < 0.1, IGNORE, truth).astype(np.uint8)
+        if index == 3:
+            truth[:] = IGNORE
+        prediction = prediction.astype(np.uint8)
+        pairs.append(write_pair(folder, f"P{index:04d}", truth, prediction, rng))
+        truths.append(truth)
+        predictions.append(prediction)
+    return SegmentationDataset(pairs, TABLE, root=folder), truths, predictions
+
+
+def scorer(images):
+    """Logits at full resolution, largest for the class that the green channel names."""
+    assert images.shape[2] % 32 == images.shape[3] % 32 == 0
+    green = (images[:, 1] * 0.224 + 0.456) * 255
+    return -np.abs(green[:, None] - STEP * np.arange(4)[None, :, None, None]).astype(np.float32)
+
+
+def make_config(**keys):
+    config = PFNetConfig()
+    for name, value in keys.items():
+        setattr(config.evaluate, name, value)
+    return config
+
+
+if __name__ == "__main__":
+    import mindspore
+
+    from model_utils.distributed import initialize
+    from research.pfsegnets.src.evaluation import evaluate
+
+    mindspore.set_context(mode=mindspore.GRAPH_MODE)
+    mindspore.set_device("CPU")
+    here = initialize()
+    target = Path(sys.argv[-1])  # behind the launcher's own flags
+    data, _, _ = make_data(target / f"data{here.rank}")
+    figures = evaluate(
+        scorer, data, make_config(pictures=99), here, target / "out" if here.first else None
+    )
+    write_json(target / f"metrics{here.rank}.json", figures)
