@@ -4,7 +4,7 @@ python compare_baselines.py --config_path=camvid_cpu --data_path=CAMVID
 """
 
 from model_utils.entry import command
-from src.baseline import report
+from model_utils.pixel_classifier import report
 from src.task import SANetTask
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from model_utils.config import group, key
+from model_utils.pixel_classifier import PixelClassifierConfig
 from model_utils.task import Config, DataConfig, EvaluateConfig, ExportConfig, InferConfig
 
 
@@ -122,25 +123,6 @@ class SANetInfer(InferConfig):
 
 
 @dataclass
-class BaselineConfig:
-    """Keys of compare_baselines.py; scikit-learn's classifiers on single pixels."""
-
-    pixels: int = key(400_000, "training pixels drawn from all images", minimum=100)
-    balance: float = key(
-        0.5, "draw classes by their frequency to this power; 0 alike, 1 as they occur", minimum=0
-    )
-    long_side: int = key(480, "larger images are reduced to this; 0 keeps them", minimum=0)
-    classifier: str = key(
-        "auto",
-        "gradient boosting, extremely randomised trees, or the better on images kept aside",
-        choices=("auto", "boosting", "trees"),
-    )
-    iterations: int = key(60, "rounds of boosting", minimum=1)
-    trees: int = key(60, "number of randomised trees", minimum=1)
-    jobs: int = key(1, "threads", minimum=1)
-
-
-@dataclass
 class HeatmapConfig:
     """Keys of heatmap.py; images, alpha and weights are infer.py's."""
 
@@ -248,7 +230,7 @@ class SANetConfig(Config):
     evaluate: SANetEvaluate = group(SANetEvaluate)
     export: SANetExport = group(SANetExport)
     infer: SANetInfer = group(SANetInfer)
-    baseline: BaselineConfig = group(BaselineConfig)
+    baseline: PixelClassifierConfig = group(PixelClassifierConfig)
     heatmap: HeatmapConfig = group(HeatmapConfig)
     boundary: BoundaryConfig = group(BoundaryConfig)
     receptive_field: ReceptiveFieldConfig = group(ReceptiveFieldConfig)

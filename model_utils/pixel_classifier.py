@@ -1,9 +1,10 @@
-"""A per-pixel classifier without a neural network, to compare SANet with.
+"""A per-pixel classifier without a neural network, to compare segmentation networks with.
 
-Every pixel is described by its position, by its colour and that of its surroundings at several
-scales, and by gradients and texture around it; scikit-learn's gradient boosting or extremely
-randomised trees learn the class from these. Which of the two is better is found on blocks of
-training images that are kept aside for that, never on the images that are measured.
+Every pixel is described by its colour and that of its surroundings at several scales, by
+gradients and texture around it and, where images have an up, by its position; scikit-learn's
+gradient boosting or extremely randomised trees learn the class from these. Which of the two is
+better is found on blocks of training images that are kept aside for that, never on the images
+that are measured.
 
 Training pixels are drawn from all training images. Rare classes are drawn more often than they
 occur (``baseline.balance``), because mean IoU counts every class alike.
@@ -12,6 +13,7 @@ occur (``baseline.balance``), because mean IoU counts every class alike.
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,15 @@ from typing import Any
 import cv2
 import numpy as np
 
+from model_utils.config import key
 from model_utils.errors import UserError
 from model_utils.files import write_json
 from model_utils.logs import Progress
 from model_utils.metrics.segmentation import BoundaryScore, ConfusionMatrix
-from model_utils.segmentation import IGNORE
+from model_utils.segmentation import IGNORE, ClassTable
+from model_utils.segmentation_evaluation import SegmentationData
 from model_utils.segmentation_report import Report
-
-from .config import BaselineConfig, SANetConfig
-from .dataset import SegmentationDataset, build_dataset
+from model_utils.task import Task
 
 log = logging.getLogger("zoo")
 
@@ -42,31 +44,50 @@ _HELD_OUT = 200_000
 CLASSIFIERS = ("boosting", "trees")
 
 
-def pixel_features(image: np.ndarray) -> np.ndarray:
+@dataclass
+class PixelClassifierConfig:
+    """Keys of compare_baselines.py; scikit-learn's classifiers on single pixels."""
+
+    pixels: int = key(400_000, "training pixels drawn from all images", minimum=100)
+    balance: float = key(
+        0.5, "draw classes by their frequency to this power; 0 alike, 1 as they occur", minimum=0
+    )
+    position: bool = key(True, "tell the classifier where in the image a pixel is")
+    long_side: int = key(480, "larger images are reduced to this; 0 keeps them", minimum=0)
+    classifier: str = key(
+        "auto",
+        "gradient boosting, extremely randomised trees, or the better on images kept aside",
+        choices=("auto", *CLASSIFIERS),
+    )
+    iterations: int = key(60, "rounds of boosting", minimum=1)
+    trees: int = key(60, "number of randomised trees", minimum=1)
+    jobs: int = key(1, "threads", minimum=1)
+
+
+def pixel_features(image: np.ndarray, position: bool = True) -> np.ndarray:
     """Position, colour and texture of every pixel.
 
-    Per pixel: column and row as shares of the image, distance from the middle column; colour in
-    CIELAB, and its difference from the image's mean; over squares of 5, 13, 31 and 71 pixels
-    mean colour, deviation and contrast of lightness, and strength and direction of gradients
-    (the structure tensor of Bigün and Granlund 1987); gradient magnitude; fine texture; mean
-    colour 40 pixels to the left and right, and 40 and 90 pixels above and below.
+    Per pixel: if ``position`` asks for it, column and row as shares of the image and distance from
+    the middle column; colour in CIELAB, and its difference from the image's mean; over squares of
+    5, 13, 31 and 71 pixels mean colour, deviation and contrast of lightness, and strength and
+    direction of gradients (the structure tensor of Bigün and Granlund 1987); gradient magnitude;
+    fine texture; mean colour 40 pixels to the left and right, and 40 and 90 pixels above and below.
 
     Args:
         image: (H, W, 3) RGB uint8.
+        position: whether the place in the image says something about the class, as it does in
+            street scenes and not in aerial images.
 
     Returns:
-        (H, W, 62) float32.
+        (H, W, 62) float32, or (H, W, 59) without position.
     """
     height, width = image.shape[:2]
     lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     light = np.ascontiguousarray(lab[:, :, 0])
     across, down = (cv2.Sobel(light, cv2.CV_32F, *axis, scale=1 / 8) for axis in ((1, 0), (0, 1)))
     tensor = cv2.merge([across * across, down * down, across * down])
-    columns, rows = np.meshgrid(
-        (np.arange(width, dtype=np.float32) + 0.5) / width,
-        (np.arange(height, dtype=np.float32) + 0.5) / height,
-    )
-    parts = [columns, rows, np.abs(columns - 0.5), lab, lab - lab.mean(axis=(0, 1))]
+    parts = _position(height, width) if position else []
+    parts += [lab, lab - lab.mean(axis=(0, 1))]
     for side in _SQUARES:
         parts += _surroundings(lab, light, tensor, side)
     parts.append(np.sqrt(tensor[:, :, 0] + tensor[:, :, 1]))
@@ -75,6 +96,14 @@ def pixel_features(image: np.ndarray) -> np.ndarray:
     colour = _mean(lab, 13)
     parts += [_shifted(colour, *offset) for offset in _OFFSETS]
     return np.concatenate([part.reshape(height, width, -1) for part in parts], axis=2)
+
+
+def _position(height: int, width: int) -> list[np.ndarray]:
+    columns, rows = np.meshgrid(
+        (np.arange(width, dtype=np.float32) + 0.5) / width,
+        (np.arange(height, dtype=np.float32) + 0.5) / height,
+    )
+    return [columns, rows, np.abs(columns - 0.5)]
 
 
 def _mean(values: np.ndarray, side: int) -> np.ndarray:
@@ -127,7 +156,7 @@ class Pixels:
     kept_aside: np.ndarray
 
 
-def class_counts(dataset: SegmentationDataset) -> np.ndarray:
+def class_counts(dataset: SegmentationData) -> np.ndarray:
     """(K,) labelled pixels of each class in a data set.
 
     Raises:
@@ -148,20 +177,20 @@ def class_counts(dataset: SegmentationDataset) -> np.ndarray:
     return counts
 
 
-def _read(dataset: SegmentationDataset, index: int) -> tuple[np.ndarray, np.ndarray]:
+def _read(dataset: SegmentationData, index: int) -> tuple[np.ndarray, np.ndarray]:
     image, label = dataset.read(index)
     if label is None:
         raise _without_mask(dataset, index)
     return image, label
 
 
-def _require_masks(dataset: SegmentationDataset) -> None:
+def _require_masks(dataset: SegmentationData) -> None:
     for index, pair in enumerate(dataset.pairs):
         if pair.mask is None:
             raise _without_mask(dataset, index)
 
 
-def _without_mask(dataset: SegmentationDataset, index: int) -> UserError:
+def _without_mask(dataset: SegmentationData, index: int) -> UserError:
     return UserError(f"{dataset.name(index)} has no mask; choose a split with masks (--split)")
 
 
@@ -171,7 +200,7 @@ def kept_aside(count: int) -> np.ndarray:
 
 
 def draw_pixels(
-    dataset: SegmentationDataset, counts: np.ndarray, keys: BaselineConfig, seed: int
+    dataset: SegmentationData, counts: np.ndarray, keys: PixelClassifierConfig, seed: int
 ) -> tuple[Pixels, Pixels]:
     """Pixels to learn from, of all images, and pixels to choose by, of the images kept aside.
 
@@ -203,7 +232,7 @@ def draw_pixels(
         classes = label.ravel()[known]
         # A pixel of a shrunk image stands for several.
         drawn = rng.random(len(known)) < chance[classes] * whole[..., 0].size / label.size
-        features = pixel_features(image).reshape(label.size, -1)
+        features = pixel_features(image, keys.position).reshape(label.size, -1)
         learning.append((features[known[drawn]], classes[drawn], bool(aside[index])))
         if aside[index]:
             some = rng.choice(len(known), min(per_image, len(known)), replace=False)
@@ -221,7 +250,7 @@ def _joined(parts: list[tuple[np.ndarray, np.ndarray, bool]]) -> Pixels:
     return Pixels(np.concatenate(features), np.concatenate(labels), np.concatenate(flags))
 
 
-def build_classifier(name: str, keys: BaselineConfig, seed: int) -> Any:
+def build_classifier(name: str, keys: PixelClassifierConfig, seed: int) -> Any:
     """An untrained scikit-learn classifier by its name in :data:`CLASSIFIERS`."""
     from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier
 
@@ -240,7 +269,7 @@ def build_classifier(name: str, keys: BaselineConfig, seed: int) -> Any:
 
 
 def train_classifier(
-    learning: Pixels, choosing: Pixels, classes: int, keys: BaselineConfig, seed: int
+    learning: Pixels, choosing: Pixels, classes: int, keys: PixelClassifierConfig, seed: int
 ) -> tuple[str, Any, dict[str, float]]:
     """Choose a classifier on the pixels kept aside and train it on all.
 
@@ -273,32 +302,34 @@ def train_classifier(
     return name, model, tried
 
 
-def _fit(model: Any, features: np.ndarray, labels: np.ndarray, keys: BaselineConfig) -> None:
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(keys.jobs, "openmp"):
+def _fit(model: Any, features: np.ndarray, labels: np.ndarray, keys: PixelClassifierConfig) -> None:
+    with _threads(keys.jobs):
         model.fit(features, labels)
 
 
-def _predicted(model: Any, features: np.ndarray, keys: BaselineConfig) -> np.ndarray:
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(keys.jobs, "openmp"):
+def _predicted(model: Any, features: np.ndarray, keys: PixelClassifierConfig) -> np.ndarray:
+    with _threads(keys.jobs):
         return model.predict(features)
 
 
-def predict(model: Any, image: np.ndarray, keys: BaselineConfig) -> np.ndarray:
+def _threads(count: int) -> AbstractContextManager[Any]:
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    return threadpool_limits(count, "openmp")
+
+
+def predict(model: Any, image: np.ndarray, keys: PixelClassifierConfig) -> np.ndarray:
     """Class numbers of an image: (H, W, 3) RGB uint8 to (H, W) uint8."""
     small = shrunk(image, keys.long_side, cv2.INTER_AREA)
-    features = pixel_features(small).reshape(small.shape[0] * small.shape[1], -1)
+    features = pixel_features(small, keys.position).reshape(small.shape[0] * small.shape[1], -1)
     labels = _predicted(model, features, keys).reshape(small.shape[:2]).astype(np.uint8)
     return cv2.resize(labels, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
 
 
 def measure(
     model: Any,
-    dataset: SegmentationDataset,
-    keys: BaselineConfig,
+    dataset: SegmentationData,
+    keys: PixelClassifierConfig,
     output: Path | None = None,
     pictures: int = 0,
     tolerance: int = 0,
@@ -353,34 +384,35 @@ def figures(
 def table_lines(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The comparison as text: one column per method, first the means, then IoU per class."""
     lines = [f"{'':<20} " + " ".join(f"{name:>10}" for name in methods)]
-    for key in ("miou", "pixel_accuracy", "mean_accuracy"):
-        lines.append(f"{key:<20} " + " ".join(f"{row[key]:10.4f}" for row in methods.values()))
+    for mean in ("miou", "pixel_accuracy", "mean_accuracy"):
+        lines.append(f"{mean:<20} " + " ".join(f"{row[mean]:10.4f}" for row in methods.values()))
     for name in next(iter(methods.values()))["iou"]:
         values = (row["iou"][name] for row in methods.values())
         lines.append(f"{name:<20} " + " ".join(f"{value:10.4f}" for value in values))
     return lines
 
 
-def report(task: object, config: SANetConfig, output: Path) -> None:
-    """compare_baselines.py: train a pixel classifier, measure it, print and write the table."""
+def report(task: Task, config: Any, output: Path) -> None:
+    """compare_baselines.py: train a pixel classifier, measure it, print and write the table.
+
+    Args:
+        task: a segmentation network's.
+        config: its configuration with ``baseline``, a :class:`PixelClassifierConfig`.
+        output: folder of the figures and pictures.
+
+    Raises:
+        UserError: no such split, images without masks, or a single class.
+    """
     keys, split = config.baseline, config.evaluate.split
-    training = _images(config, "train")
-    measured = _images(config, split)
-    for dataset in (training, measured):
-        _require_masks(dataset)
+    training, measured = (_images(task, config, name) for name in ("train", split))
     start = time.perf_counter()
     counts = class_counts(training)
     learning, choosing = draw_pixels(training, counts, keys, config.seed)
     name, model, tried = train_classifier(learning, choosing, len(counts), keys, config.seed)
     trained = time.perf_counter()
-    matrix, boundary = measure(
-        model,
-        measured,
-        keys,
-        output,
-        config.evaluate.pictures,
-        config.evaluate.boundary_tolerance,
-    )
+    # Networks whose evaluation scores boundaries in another way have no such key.
+    tolerance = getattr(config.evaluate, "boundary_tolerance", 0)
+    matrix, boundary = measure(model, measured, keys, output, config.evaluate.pictures, tolerance)
     done = time.perf_counter()
     names = measured.classes.names
     methods = {
@@ -409,10 +441,11 @@ def report(task: object, config: SANetConfig, output: Path) -> None:
     log.info("figures in %s, pictures in %s", output / "metrics.json", output / "predictions")
 
 
-def _images(config: SANetConfig, split: str) -> SegmentationDataset:
-    dataset = build_dataset(config, split, augment=False)
+def _images(task: Task, config: Any, split: str) -> SegmentationData:
+    dataset = task.build_dataset(config, split)
     if dataset is None:
         raise UserError(f"there is no split '{split}' in {config.data.root}; choose another")
-    if not isinstance(dataset, SegmentationDataset):
-        raise UserError("task classification has no masks; use task=segmentation")
+    if not isinstance(getattr(dataset, "classes", None), ClassTable):
+        raise UserError(f"the data of {config.data.root} have no masks; a classifier needs them")
+    _require_masks(dataset)
     return dataset

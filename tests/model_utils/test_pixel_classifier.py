@@ -13,18 +13,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model_utils import pixel_classifier
 from model_utils.errors import UserError
 from model_utils.files import read_image, write_image
+from model_utils.pixel_classifier import PixelClassifierConfig
 from model_utils.segmentation import IGNORE, Pair
-from research.sanet.src import baseline
 from research.sanet.src.classes import CAMVID, CITYSCAPES
-from research.sanet.src.config import BaselineConfig, SANetConfig
+from research.sanet.src.config import SANetConfig
 from research.sanet.src.dataset import SegmentationDataset, build_dataset
 from research.sanet.src.generator import generate
 
-NET = Path(baseline.__file__).resolve().parents[1]
-ROOT = NET.parents[1]
-KEYS = BaselineConfig(pixels=12000, classifier="trees", trees=15)
+ROOT = Path(pixel_classifier.__file__).resolve().parents[1]
+NET = ROOT / "research" / "sanet"
+KEYS = PixelClassifierConfig(pixels=12000, classifier="trees", trees=15)
 
 
 def run(*flags, cwd, status=0):
@@ -61,7 +62,7 @@ def picture(height=60, width=90, seed=0):
 
 def test_features_are_the_plain_formulas():
     image = picture()
-    features = baseline.pixel_features(image)
+    features = pixel_classifier.pixel_features(image)
     lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB).astype(np.float64)
     row, column, side = 20, 47, 13
     found = features[row, column]
@@ -80,18 +81,30 @@ def test_features_are_the_plain_formulas():
     np.testing.assert_allclose(found[start : start + 3], square.mean((0, 1)), atol=1e-2)
 
 
+def test_without_position_a_shifted_image_has_shifted_features():
+    image = picture(300, 300)
+    with_position = pixel_classifier.pixel_features(image)
+    features = pixel_classifier.pixel_features(image, position=False)
+    np.testing.assert_array_equal(features, with_position[..., 3:])
+    # Far enough from the border; the mean colour of the image (features 3 to 5) changes.
+    moved = pixel_classifier.pixel_features(np.roll(image, (4, 7), (0, 1)), position=False)
+    inner = (slice(140, 144), slice(140, 160))
+    shifted = (slice(144, 148), slice(147, 167))
+    np.testing.assert_allclose(moved[shifted], features[inner], atol=2e-2, rtol=1e-3)
+
+
 @pytest.mark.parametrize(("angle", "expected"), [(0, (1, 0)), (90, (-1, 0)), (45, (0, 1))])
 def test_the_direction_of_stripes_is_that_of_their_gradient(angle, expected):
     rows, columns = np.mgrid[:80, :80]
     phase = columns * np.cos(np.deg2rad(angle)) + rows * np.sin(np.deg2rad(angle))
     grey = (127 + 60 * np.sin(phase / 3)).astype(np.uint8)
-    features = baseline.pixel_features(np.repeat(grey[:, :, None], 3, axis=2))
+    features = pixel_classifier.pixel_features(np.repeat(grey[:, :, None], 3, axis=2))
     start = 9 + 2 * 8  # the square of 31 pixels
     np.testing.assert_allclose(features[40, 40, start + 6 : start + 8], expected, atol=0.05)
 
 
 def test_a_constant_image_has_no_texture():
-    features = baseline.pixel_features(np.full((40, 50, 3), (90, 140, 30), np.uint8))
+    features = pixel_classifier.pixel_features(np.full((40, 50, 3), (90, 140, 30), np.uint8))
     varying = np.ptp(features.reshape(-1, features.shape[2]), axis=0) > 0.01
     assert np.flatnonzero(varying).tolist() == [0, 1, 2]
 
@@ -100,9 +113,9 @@ def test_a_constant_image_has_no_texture():
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 99))
 def test_any_size_gives_finite_features_that_mirror_with_the_image(height, width, seed):
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    features = baseline.pixel_features(image)
+    features = pixel_classifier.pixel_features(image)
     assert features.shape == (height, width, 62) and np.isfinite(features).all()
-    mirrored = baseline.pixel_features(image[:, ::-1].copy())[:, ::-1]
+    mirrored = pixel_classifier.pixel_features(image[:, ::-1].copy())[:, ::-1]
     # All but the column, the sign of the diagonal direction, and left against right.
     same = [1, 2, *range(3, 9), *range(9, 16), *range(41, 44), *range(50, 62)]
     np.testing.assert_allclose(mirrored[..., same], features[..., same], atol=2e-2, rtol=1e-3)
@@ -121,10 +134,10 @@ def test_pixels_are_drawn_by_the_power_of_their_frequency(tmp_path, balance):
         write_image(tmp_path / f"{number}.png", CAMVID.colourise(label))
     pairs = [Pair(tmp_path / f"{n}.jpg", tmp_path / f"{n}.png") for n in range(10)]
     dataset = SegmentationDataset(pairs, CAMVID, values="colours")
-    counts = baseline.class_counts(dataset)
+    counts = pixel_classifier.class_counts(dataset)
     assert {k: v for k, v in enumerate(counts) if v} == {6: 160000, 9: 30000, 2: 5000}
-    keys = BaselineConfig(pixels=6000, balance=balance, long_side=0)
-    learning, choosing = baseline.draw_pixels(dataset, counts, keys, seed=1)
+    keys = PixelClassifierConfig(pixels=6000, balance=balance, long_side=0)
+    learning, choosing = pixel_classifier.draw_pixels(dataset, counts, keys, seed=1)
     drawn = np.bincount(learning.labels, minlength=len(CAMVID))
     weight = np.where(counts, counts.astype(float) ** balance, 0)
     expected = 6000 * weight / weight.sum()
@@ -134,15 +147,15 @@ def test_pixels_are_drawn_by_the_power_of_their_frequency(tmp_path, balance):
     np.testing.assert_allclose(shares, counts / counts.sum(), atol=0.01)
     assert len(choosing.labels) == 2 * label[label != IGNORE].size
     assert learning.kept_aside.mean() == pytest.approx(0.2, abs=0.03)
-    again = baseline.draw_pixels(dataset, counts, keys, seed=1)[0]
-    other = baseline.draw_pixels(dataset, counts, keys, seed=2)[0]
+    again = pixel_classifier.draw_pixels(dataset, counts, keys, seed=1)[0]
+    other = pixel_classifier.draw_pixels(dataset, counts, keys, seed=2)[0]
     assert np.array_equal(again.features, learning.features)
     assert not np.array_equal(other.features[:100], learning.features[:100])
 
 
 @given(st.integers(10, 4000))
 def test_a_fifth_is_kept_aside_in_two_blocks(count):
-    aside = baseline.kept_aside(count)
+    aside = pixel_classifier.kept_aside(count)
     assert abs(aside.mean() - 0.2) <= 2 / count
     assert (np.diff(aside.astype(int)) == 1).sum() == 2
 
@@ -153,11 +166,11 @@ def test_the_choice_knows_nothing_of_the_images_kept_aside():
     truth = (features[:, 0] > 0.5).astype(np.uint8)
     aside = np.arange(4000) >= 1000
     # Three quarters, all kept aside, are labelled the wrong way round.
-    learning = baseline.Pixels(features, np.where(aside, 1 - truth, truth), aside)
-    choosing = baseline.Pixels(features[aside], truth[aside], aside[aside])
-    keys = BaselineConfig(iterations=20, trees=20)
-    name, model, tried = baseline.train_classifier(learning, choosing, 2, keys, seed=0)
-    assert set(tried) == set(baseline.CLASSIFIERS) and min(tried.values()) > 0.97
+    learning = pixel_classifier.Pixels(features, np.where(aside, 1 - truth, truth), aside)
+    choosing = pixel_classifier.Pixels(features[aside], truth[aside], aside[aside])
+    keys = PixelClassifierConfig(iterations=20, trees=20)
+    name, model, tried = pixel_classifier.train_classifier(learning, choosing, 2, keys, seed=0)
+    assert set(tried) == set(pixel_classifier.CLASSIFIERS) and min(tried.values()) > 0.97
     assert tried[name] == max(tried.values())
     assert (model.predict(features[~aside]) != truth[~aside]).mean() > 0.6  # trained on all
 
@@ -166,19 +179,19 @@ def test_the_choice_knows_nothing_of_the_images_kept_aside():
 
 
 def trained(dataset, keys=KEYS, shuffle=False):
-    counts = baseline.class_counts(dataset)
-    learning, choosing = baseline.draw_pixels(dataset, counts, keys, seed=0)
+    counts = pixel_classifier.class_counts(dataset)
+    learning, choosing = pixel_classifier.draw_pixels(dataset, counts, keys, seed=0)
     if shuffle:
         labels = np.random.default_rng(0).permutation(learning.labels)
-        learning = baseline.Pixels(learning.features, labels, learning.kept_aside)
-    return baseline.train_classifier(learning, choosing, len(counts), keys, 0)[1], counts
+        learning = pixel_classifier.Pixels(learning.features, labels, learning.kept_aside)
+    return pixel_classifier.train_classifier(learning, choosing, len(counts), keys, 0)[1], counts
 
 
 def test_it_learns_the_streets_and_nothing_from_shuffled_labels(street):
     _, train, val = street
     model, counts = trained(train)
-    matrix, boundary = baseline.measure(model, val, KEYS)
-    most = baseline.majority(counts, matrix)
+    matrix, boundary = pixel_classifier.measure(model, val, KEYS)
+    most = pixel_classifier.majority(counts, matrix)
     labels = np.concatenate([val.read(index)[1].ravel() for index in range(len(val))])
     labels = labels[labels != IGNORE]
     assert most.pixel_accuracy() == pytest.approx(np.mean(labels == counts.argmax()))
@@ -186,17 +199,17 @@ def test_it_learns_the_streets_and_nothing_from_shuffled_labels(street):
     assert matrix.pixel_accuracy() > most.pixel_accuracy() + 0.3
     assert 0 < boundary.mean_f_score() < 1
     blind, _ = trained(train, shuffle=True)
-    nonsense = baseline.measure(blind, val, KEYS)[0]
+    nonsense = pixel_classifier.measure(blind, val, KEYS)[0]
     assert nonsense.mean_iou_present() < 0.4 * matrix.mean_iou_present()
 
 
 def test_large_images_are_reduced_and_predictions_brought_back(street):
     _, train, val = street
-    keys = BaselineConfig(pixels=4000, classifier="trees", trees=5, long_side=64)
+    keys = PixelClassifierConfig(pixels=4000, classifier="trees", trees=5, long_side=64)
     model, _ = trained(train, keys)
     image = val.read(0)[0]
-    assert baseline.shrunk(image, 64, cv2.INTER_AREA).shape == (32, 64, 3)
-    prediction = baseline.predict(model, image, keys)
+    assert pixel_classifier.shrunk(image, 64, cv2.INTER_AREA).shape == (32, 64, 3)
+    prediction = pixel_classifier.predict(model, image, keys)
     assert prediction.shape == image.shape[:2] and prediction.dtype == np.uint8
     # Blocks of 3 x 3 pixels come from one.
     assert (prediction == np.kron(prediction[1::3, 1::3], np.ones((3, 3), np.uint8))).all()
@@ -236,7 +249,7 @@ def test_one_class_is_a_sentence(tmp_path):
     write_image(tmp_path / "a.png", CAMVID.colourise(np.full((60, 90), 6, np.uint8)))
     dataset = SegmentationDataset([Pair(tmp_path / "a.jpg", tmp_path / "a.png")], CAMVID)
     with pytest.raises(UserError, match="hold only road"):
-        baseline.class_counts(dataset)
+        pixel_classifier.class_counts(dataset)
 
 
 def test_images_without_masks_are_a_sentence(street, tmp_path):
