@@ -10,13 +10,12 @@ from mindspore import Tensor, nn
 from model_utils.converting import pytorch_name
 from model_utils.distributed import Ranks
 from model_utils.optimizers import OptimizerConfig, build_optimizer
+from model_utils.segmentation_losses import NegativeLogLikelihood, limit_below
 from model_utils.training import TrainStep
 from research.sanet.src.losses import (
     HardExamples,
-    NegativeLogLikelihood,
     SANetLoss,
     SANetTrainCell,
-    limit_below,
 )
 from research.sanet.src.network import SANetNetwork
 from tests import seeded

@@ -111,21 +111,19 @@ class PointFlow(nn.Cell):
         """Salience (N, 1, H, W) in (0, 1) of a coarse map (N, C, H, W) and a fine one."""
         return self.point_matcher(self.down_h(high), self.resize(self.down_l(low), high))
 
-    def points(self, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Which points flow.
+    def points(self, high: Tensor, certainty: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Which points flow, from the coarse map (N, C, H, W) and its certainty (N, 1, H, W).
 
         Returns:
-            certainty (N, 1, H, W); edge logits (N, 1, H, W); flat places in H * W of boundary
-            points (N, K) and of salient points (N, n^2), int32; the salient points' certainties
-            (N, n^2).
+            Edge logits (N, 1, H, W); flat places in H * W of boundary points (N, K) and of
+            salient points (N, n^2), int32; the salient points' certainties (N, n^2).
         """
         height, width = high.shape[2:]
-        certainty = self.certainty(high, low)
         inner = self.resize(self.average(certainty), high)
         edge = self.edge_final(high - high * inner)
         boundary = self.largest(edge.reshape(-1, height * width))
         values, salient = self.maximum(certainty)
-        return certainty, edge, boundary, salient, values
+        return edge, boundary, salient, values
 
     def construct(self, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
         """Coarse map (N, C, H, W) and fine map (N, C, 2H, 2W).
@@ -134,7 +132,7 @@ class PointFlow(nn.Cell):
             The fine map with the chosen points replaced, and edge logits (N, 1, H, W).
         """
         channels, height, width = high.shape[1:]
-        _, edge, boundary, salient, values = self.points(high, low)
+        edge, boundary, salient, values = self.points(high, self.certainty(high, low))
         coarse = high.reshape(-1, channels, height * width)
         fine = low.reshape(-1, channels, 4 * height * width)
         corners = _block_corners(height, width)
