@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from model_utils.config import group, key
+from model_utils.pixel_classifier import PixelClassifierConfig
 from model_utils.task import Config, DataConfig, EvaluateConfig, ExportConfig, InferConfig
 
 
@@ -163,6 +164,21 @@ class PFNetInfer(InferConfig):
 
 
 @dataclass
+class ContestConfig:
+    """Keys of run.py; backend and weights are infer.py's."""
+
+    size: int = key(512, "images are resized to this square; 0 keeps them", "run:size", minimum=0)
+    interpolation: str = key(
+        "bilinear",
+        "of that resizing; upstream's run.py is bilinear, its training bicubic",
+        "run:interpolation",
+        choices=("bilinear", "bicubic"),
+    )
+    scales: list[float] = key([1.0], "zooms whose logits are averaged", "run:scales", minimum=0.05)
+    flip: bool = key(True, "average with the mirrored image", "run:flip")
+
+
+@dataclass
 class PFNetConfig(Config):
     """All keys of PFNet."""
 
@@ -202,3 +218,6 @@ class PFNetConfig(Config):
     evaluate: PFNetEvaluate = group(PFNetEvaluate)
     export: PFNetExport = group(PFNetExport)
     infer: PFNetInfer = group(PFNetInfer)
+    contest: ContestConfig = group(ContestConfig)
+    # The place in an aerial image says nothing about the class.
+    baseline: PixelClassifierConfig = group(PixelClassifierConfig, position=False)
