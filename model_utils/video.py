@@ -8,12 +8,10 @@ part of OpenCV's wheel; H.264 is not.
 import glob
 import logging
 import os
-import queue
 import re
 import statistics
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +23,7 @@ from model_utils.errors import UserError
 from model_utils.files import PathLike, atomic_path, quiet_opencv, read_image, require_file
 from model_utils.logs import Progress
 from model_utils.segmentation import IMAGE_SUFFIXES
+from model_utils.stages import run_stages
 
 log = logging.getLogger("zoo")
 
@@ -388,34 +387,6 @@ class VideoReport:
         return self.batch / statistics.median(self.network[-15:]) if self.network else 0.0
 
 
-class _Stopped(Exception):
-    """Raised inside a stage when another one has ended."""
-
-
-class _Pipe:
-    """A bounded queue that hands errors on and can be stopped from either end."""
-
-    def __init__(self, stop: threading.Event) -> None:
-        self._queue: queue.Queue[Any] = queue.Queue(_AHEAD)
-        self._stop = stop
-
-    def put(self, item: Any) -> None:
-        while not self._stop.is_set():
-            try:
-                return self._queue.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-        raise _Stopped
-
-    def get(self) -> Any:
-        while True:
-            try:
-                return self._queue.get(timeout=0.1)
-            except queue.Empty:
-                if self._stop.is_set():
-                    raise _Stopped from None
-
-
 def process_video(
     source: Frames,
     target: PathLike,
@@ -480,95 +451,51 @@ class _Pipeline:
     progress: Progress
 
     def __post_init__(self) -> None:
-        self.stop = threading.Event()
-        self.stop_reading = threading.Event()
-        self.inputs, self.results = _Pipe(self.stop_reading), _Pipe(self.stop)
-        self.errors: list[Exception] = []
+        self.begun = time.perf_counter()
 
     def run(self) -> None:
-        reader = self._thread(self._read)
-        writer = self._thread(self._write)
         try:
-            self._compute()
+            run_stages(self._batches(), self._compute, self._write, _AHEAD)
         except KeyboardInterrupt:
             self.report.interrupted = True
-        except _Stopped:
-            pass
-        except BaseException:
-            self.stop.set()
-            raise
-        finally:
-            self.stop_reading.set()
-            reader.join()
-        if not self.errors:
-            self._end_of_results()
-        else:
-            self.stop.set()
-        writer.join()
-        if self.errors:
-            raise self.errors[0]
         self.writer.close()
 
-    def _end_of_results(self) -> None:
-        try:
-            self.results.put(None)
-        except _Stopped:
-            pass  # the writer failed; its error is raised
-
-    def _thread(self, function: Callable[[], None]) -> threading.Thread:
-        def guarded() -> None:
-            try:
-                function()
-            except _Stopped:
-                pass
-            except Exception as error:
-                self.errors.append(error)
-                self.stop.set()
-                self.stop_reading.set()
-
-        # A daemon, so that a second Ctrl-C can end the process at once.
-        thread = threading.Thread(target=guarded, daemon=True)
-        thread.start()
-        return thread
-
-    def _read(self) -> None:
+    def _batches(self) -> Iterator[tuple[list[np.ndarray], list[np.ndarray]]]:
         frames: list[np.ndarray] = []
         ready: list[np.ndarray] = []
         for number, frame in enumerate(self.source, 1):
             frames.append(frame)
             ready.append(self.prepare(frame))
             if len(frames) == self.report.batch:
-                self.inputs.put((frames, ready))
+                yield frames, ready
                 frames, ready = [], []
             if number == self.most:
                 break
         if frames:
-            self.inputs.put((frames, ready))
-        self.inputs.put(None)
+            yield frames, ready
 
-    def _compute(self) -> None:
-        while (item := self.inputs.get()) is not None:
-            frames, ready = item
-            # One batch size: networks compile for each.
-            filled = ready + [ready[-1]] * (self.report.batch - len(ready))
-            start = time.perf_counter()
-            results = self.network(np.stack(filled))
-            seconds = time.perf_counter() - start
-            if self.report.first:
-                self.report.network.append(seconds)
-            else:
-                self.report.first = seconds
-            self.results.put((frames, results))
+    def _compute(
+        self, item: tuple[list[np.ndarray], list[np.ndarray]]
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        frames, ready = item
+        # One batch size: networks compile for each.
+        filled = ready + [ready[-1]] * (self.report.batch - len(ready))
+        start = time.perf_counter()
+        results = self.network(np.stack(filled))
+        seconds = time.perf_counter() - start
+        if self.report.first:
+            self.report.network.append(seconds)
+        else:
+            self.report.first = seconds
+        return frames, results
 
-    def _write(self) -> None:
-        begun = time.perf_counter()
-        while (item := self.results.get()) is not None:
-            frames: Sequence[np.ndarray] = item[0]
-            for frame, result in zip(frames, item[1], strict=False):
-                self.writer.write(self.draw(frame, result, self.report))
-                self.report.frames += 1
-            if self.report.frames == len(frames):
-                begun = time.perf_counter()
-            self.report.seconds = time.perf_counter() - begun
-            rate = self.report.current_rate
-            self.progress.advance(len(frames), f"network {rate:.2f} images/s" if rate else "")
+    def _write(self, item: tuple[list[np.ndarray], np.ndarray]) -> None:
+        frames, results = item
+        for frame, result in zip(frames, results, strict=False):
+            self.writer.write(self.draw(frame, result, self.report))
+            self.report.frames += 1
+        if self.report.frames == len(frames):
+            self.begun = time.perf_counter()
+        self.report.seconds = time.perf_counter() - self.begun
+        rate = self.report.current_rate
+        self.progress.advance(len(frames), f"network {rate:.2f} images/s" if rate else "")
