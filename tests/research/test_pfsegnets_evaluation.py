@@ -10,11 +10,59 @@ from model_utils.errors import UserError
 from model_utils.files import write_image
 from model_utils.segmentation import IGNORE
 from research.pfsegnets.src import evaluation
+from research.pfsegnets.src.boundary import (
+    ImageBoundaryScores,
+    boundary_map,
+    boundary_scores,
+    radius,
+)
 from research.pfsegnets.src.evaluation import evaluate, protocol_lines
 from research.pfsegnets.src.network import PFNet
 from tests.research.pfsegnets_scorer import TABLE, make_config, make_data, scorer
+from tests.seeded import load_fixture
 
 ONE = Ranks()
+
+
+@pytest.fixture(scope="module")
+def reference():
+    about, arrays = load_fixture("PFNet_metrics")
+    return about["values"], arrays
+
+
+# -- boundaries ---------------------------------------------------------------------------------
+
+
+def test_the_references_boundary_pixels(reference):
+    _, arrays = reference
+    found = boundary_map(arrays["gt"][1] == 2)
+    np.testing.assert_array_equal(found, arrays["bmap_gt_class2"].astype(bool))
+
+
+@pytest.mark.parametrize("threshold", ["0.0005", "0.001875", "0.00375", "0.005", "0.008", "2"])
+def test_the_references_boundary_scores(reference, threshold):
+    values, arrays = reference
+    expected = values["boundary"][threshold]
+    assert radius(float(threshold), (96, 96)) == expected["radius_px"]
+    scores = ImageBoundaryScores(2, 7, [0.1, float(threshold)])
+    for index, (truth, prediction) in enumerate(zip(arrays["gt"], arrays["pred"], strict=True)):
+        found = boundary_scores(truth, prediction, 7, [float(threshold)])[0]
+        f_and_precision = np.array(expected["F_precision_per_class_per_image"])[:, index]
+        np.testing.assert_allclose(found[:, [2, 0]], f_and_precision, rtol=1e-12)
+        scores.add(index, truth, prediction)
+    mean = scores.f_scores(ONE)[float(threshold)]
+    np.testing.assert_allclose(mean, np.divide(expected["Fpc"], expected["Fc"]), rtol=1e-12)
+    assert mean.mean() == pytest.approx(expected["mean_F"], rel=1e-12)
+
+
+@pytest.mark.parametrize("threshold", ["0.0005", "0.001875", "0.00375", "0.005", "0.008"])
+def test_the_references_boundary_scores_of_a_larger_image(reference, threshold):
+    values, arrays = reference
+    expected = values["boundary300"][threshold]
+    assert radius(float(threshold), (300, 300)) == expected["radius_px"]
+    truth, prediction = arrays["gt300"][0], arrays["pred300"][0]
+    found = boundary_scores(truth, prediction, len(expected["F"]), [float(threshold)])
+    np.testing.assert_allclose(found[0, :, 2], expected["F"], rtol=1e-12)
 
 
 # -- figures ------------------------------------------------------------------------------------
