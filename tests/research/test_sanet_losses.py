@@ -19,7 +19,7 @@ from research.sanet.src.losses import (
 )
 from research.sanet.src.network import SANetNetwork
 from tests import seeded
-from tests.research.sanet_reference import fill, relative
+from tests.research.parity import fill, relative
 
 
 @pytest.fixture(scope="module")

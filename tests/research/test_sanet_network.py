@@ -10,7 +10,7 @@ from research.sanet.src.network import SADecoder, SANetClassifier, SANetNetwork
 from research.sanet.src.prediction import Prediction
 from research.sanet.src.pyramid_pooling import APPPM, DAPPM, POOLINGS
 from tests import seeded
-from tests.research.sanet_reference import fill, relative
+from tests.research.parity import fill, relative
 
 # Stored by the reference, never used by its forward pass.
 UNUSED = {"spp", "seghead_d2", "fc", "classifier"}

@@ -1,4 +1,4 @@
-"""SANet with the fixtures' weights, for its tests."""
+"""Networks with the fixtures' weights, for comparison with stored reference values."""
 
 import numpy as np
 from mindspore import Tensor
