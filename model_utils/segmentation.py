@@ -84,12 +84,15 @@ class ClassTable:
         table[_colour_number(self.colours[None])[0, ::-1]] = np.arange(len(self))[::-1]
         return table
 
-    def decode(self, mask: np.ndarray, source: object) -> np.ndarray:
+    def decode(
+        self, mask: np.ndarray, source: object, origin: tuple[int, int] = (0, 0)
+    ) -> np.ndarray:
         """Labels of a mask as it is in its file.
 
         Args:
             mask: (H, W) numbers, 8 or 16 bits, or (H, W, 3) RGB uint8.
             source: what the mask was read from, for messages.
+            origin: row and column of the first pixel, where the mask is a part of its file.
 
         Returns:
             (H, W) uint8, 0 ... K-1 or :data:`IGNORE`.
@@ -118,9 +121,9 @@ class ClassTable:
             else:
                 what = "colour ({}, {}, {})".format(*value)
             raise UserError(
-                f"mask {source} has {what} at row {row}, column {column}, which is none of the "
-                f"{len(self)} classes and not declared as ignored; correct the mask (lossy "
-                "formats such as JPEG change colours) or the table of classes"
+                f"mask {source} has {what} at row {origin[0] + row}, column {origin[1] + column}, "
+                f"which is none of the {len(self)} classes and not declared as ignored; correct "
+                "the mask (lossy formats such as JPEG change colours) or the table of classes"
             )
         return labels
 
