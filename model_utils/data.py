@@ -11,7 +11,7 @@ import pickle
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
@@ -40,6 +40,17 @@ class Dataset(Protocol):
         ...
 
 
+class OrderedDataset(Dataset, Protocol):
+    """A data set that decides itself what a pass over it shows, such as rare classes more often.
+
+    ``sample`` and ``name`` take any number that ``order`` gives.
+    """
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """The numbers of a pass's ``len(self)`` samples; a pure function of its arguments."""
+        ...
+
+
 class EpochSampler:
     """The order of training samples, as one endless stream of permutations cut into batches.
 
@@ -54,10 +65,18 @@ class EpochSampler:
         ranks: this process's place; rank r takes the r-th part of each global batch.
         seed: of the permutations.
         shuffle: False keeps the stored order.
+        order: gives the ``length`` samples of a pass from (seed, pass), in place of a
+            permutation; a sample that comes twice in a pass needs two numbers to differ.
     """
 
     def __init__(
-        self, length: int, batch_size: int, ranks: Ranks, seed: int = 0, shuffle: bool = True
+        self,
+        length: int,
+        batch_size: int,
+        ranks: Ranks,
+        seed: int = 0,
+        shuffle: bool = True,
+        order: Callable[[int, int], np.ndarray] | None = None,
     ) -> None:
         if length < 1:
             raise UserError("the data set is empty; check the data folder and the split's name")
@@ -66,6 +85,7 @@ class EpochSampler:
         self.ranks = ranks
         self.seed = seed
         self.shuffle = shuffle
+        self.order = order
         self.global_batch = batch_size * ranks.size
         self._orders: dict[int, np.ndarray] = {}
 
@@ -113,6 +133,8 @@ class EpochSampler:
     def _permutation(self, epoch: int) -> np.ndarray:
         if not self.shuffle:
             return np.arange(self.length)
+        if self.order is not None:
+            return self.order(self.seed, epoch)
         return np.random.default_rng((self.seed, epoch)).permutation(self.length)
 
 

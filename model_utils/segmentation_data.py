@@ -101,16 +101,25 @@ class SegmentationDataset(abc.ABC):
         Raises:
             UserError: mask corrupt, of another size, or with values that are no class.
         """
-        pair = self.pairs[index]
-        if pair.mask is None:
+        label = self.read_mask(index)
+        if label is None:
             return np.full(shape[:2], IGNORE, np.uint8)
-        label = read_mask(pair.mask, self._table(pair.mask), self._values)
         if label.shape != tuple(shape[:2]):
+            pair = self.pairs[index]
             raise UserError(
                 f"mask {pair.mask} has {label.shape[0]}x{label.shape[1]} pixels (rows x columns), "
                 f"its image {pair.image} {shape[0]}x{shape[1]}; both must be equal"
             )
         return label
+
+    def read_mask(self, index: int) -> np.ndarray | None:
+        """Label (H, W) uint8 of the mask alone, without its image; None without a mask.
+
+        Raises:
+            UserError: mask corrupt, or with values that are no class.
+        """
+        mask = self.pairs[index].mask
+        return None if mask is None else read_mask(mask, self._table(mask), self._values)
 
     def _table(self, mask: Path) -> ClassTable:
         """The table that a mask file is read by."""

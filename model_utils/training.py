@@ -256,7 +256,12 @@ class Trainer:
             )
         update = train.batch_size * train.accumulate
         self.sampler = EpochSampler(
-            len(self.dataset), update, ranks, config.seed, shuffle=train.shuffle
+            len(self.dataset),
+            update,
+            ranks,
+            config.seed,
+            shuffle=train.shuffle,
+            order=getattr(self.dataset, "order", None),  # of an OrderedDataset
         )
         self.loader = Loader(
             self.dataset, self.sampler, config.seed, config.data.workers, config.data.worker_kind

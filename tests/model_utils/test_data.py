@@ -97,6 +97,25 @@ def test_orders_differ_by_epoch_and_seed_and_do_not_depend_on_what_was_asked_bef
     assert EpochSampler(50, 10, Ranks(), seed=2).batch(0) != one.batch(0)
 
 
+def test_a_data_set_may_decide_what_a_pass_shows():
+    def order(seed, epoch):
+        # 20 samples: ten of them twice, under two numbers.
+        chosen = np.random.default_rng((seed, epoch, 1)).permutation(20)[:10]
+        return np.concatenate([chosen, chosen + 20])
+
+    for step in range(EpochSampler(20, 3, Ranks(0, 2)).steps(4)):
+        assert global_batch(20, 3, 2, step, seed=4, order=order) == global_batch(
+            20, 6, 1, step, seed=4, order=order
+        )
+    sampler = EpochSampler(20, 3, Ranks(), seed=4, order=order)
+    seen = [pair for step in range(sampler.steps(6)) for pair in sampler.batch(step)]
+    for epoch in range(6):
+        indices = [index for e, index in seen if e == epoch]
+        assert sorted(indices) == sorted(order(4, epoch).tolist())
+    # A stored order stays one.
+    assert EpochSampler(20, 3, Ranks(), shuffle=False, order=order).batch(0)[2] == (0, 2)
+
+
 @settings(max_examples=60, deadline=None)
 @given(length=st.integers(1, 70), batch=st.integers(1, 9), ranks=st.integers(1, 5))
 def test_evaluation_covers_every_sample_once_over_all_ranks(length, batch, ranks):

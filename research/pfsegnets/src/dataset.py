@@ -1,6 +1,6 @@
 """PFNet's samples: images, labels and edge maps, from files in the data sets' own layouts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from model_utils.segmentation_data import Sample
 from .augment import Augmentation, edge_map, resize_image, resize_label
 from .config import PFNetConfig, PFNetData
 from .layouts import class_table, find_pairs
+from .uniform import ClassUniform, look_up
 
 __all__ = ["SegmentationDataset", "build_dataset", "class_table"]
 
@@ -31,6 +32,7 @@ class SegmentationDataset(segmentation_data.SegmentationDataset):
         edge_source: likewise.
         resize: without augmentation, the side of the square that images and labels are resized
             to; 0 keeps their own size.
+        uniform: what an epoch shows; None shows every image once.
         cache: keep images and labels (4 bytes per pixel) in memory.
         root: folder that names are given relative to.
     """
@@ -44,18 +46,32 @@ class SegmentationDataset(segmentation_data.SegmentationDataset):
         edge_thickness: int = 8,
         edge_source: str = "foreground",
         resize: int = 0,
+        uniform: ClassUniform | None = None,
         cache: bool = False,
         root: Path | None = None,
     ) -> None:
         super().__init__(pairs, classes, normalisation, root=root)
         self.augmentation = augmentation
         self.resize = resize
+        self.uniform = uniform
         self._edge_thickness, self._edge_source = edge_thickness, edge_source
         self._cache: dict[int, tuple[np.ndarray, np.ndarray]] | None = {} if cache else None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the pixels in memory: reading processes keep their own."""
         return {**self.__dict__, "_cache": None if self._cache is None else {}}
+
+    @property
+    def order(self) -> Callable[[int, int], np.ndarray] | None:
+        """What an epoch shows, see :class:`model_utils.data.OrderedDataset`; None for all."""
+        return None if self.uniform is None else self.uniform.order
+
+    def name(self, index: int) -> str:
+        """The image's file, relative to the data's folder."""
+        return super().name(self._place(index)[0])
+
+    def _place(self, index: int) -> tuple[int, tuple[int, int] | None]:
+        return (index, None) if self.uniform is None else self.uniform.place(index)
 
     def edges(self, label: np.ndarray) -> np.ndarray:
         """Edges (H, W) uint8, 0 or 1, of a label (H, W) uint8."""
@@ -66,9 +82,10 @@ class SegmentationDataset(segmentation_data.SegmentationDataset):
 
         H and W are the crop's; without augmentation ``resize`` or the image's own.
         """
+        index, centre = self._place(index)
         image, label = self._load(index)
         if self.augmentation is not None:
-            image, label = self.augmentation(image, label, rng)
+            image, label = self.augmentation(image, label, rng, centre)
         elif self.resize:
             size = (self.resize, self.resize)
             image, label = resize_image(image, size), resize_label(label, size)
@@ -104,7 +121,7 @@ def build_dataset(
     pairs = find_pairs(data, split)
     if pairs is None:
         return None
-    return SegmentationDataset(
+    dataset = SegmentationDataset(
         pairs,
         classes,
         _augmentation(data) if augment else None,
@@ -112,9 +129,19 @@ def build_dataset(
         data.edge_thickness,
         data.edge_source,
         config.evaluate.resize,
-        data.cache,
-        Path(data.root),
+        cache=data.cache,
+        root=Path(data.root),
     )
+    if augment and data.class_uniform:
+        dataset.uniform = look_up(
+            len(dataset),
+            dataset.read_mask,
+            classes,
+            data.class_uniform_tile,
+            data.class_uniform,
+            data.workers,
+        )
+    return dataset
 
 
 def _augmentation(data: PFNetData) -> Augmentation:
