@@ -42,7 +42,11 @@ class PFNetData(DataConfig):
     val_list: str = key("", "list file for validation; empty is the format's own")
     test_list: str = key("", "list file for testing; empty is the format's own")
     images: str = key("images", "format folder: where the images are, below root/<split> or root")
-    masks: str = key("masks", "folder of the masks; iSAID of the Jittor port: masks_new")
+    masks: str = key(
+        "masks",
+        "folder of the masks; iSAID of the Jittor port: masks_new",
+        "prepare:save_file_name",
+    )
     palette: str = key("", "format folder: table of classes (name, red, green, blue or id)")
     crop_size: int = key(896, "rows and columns of a training sample", "crop_size", minimum=32)
     resize: str = key(
@@ -179,6 +183,82 @@ class ContestConfig:
 
 
 @dataclass
+class PrepareConfig:
+    """Keys of prepare_isaid.py, prepare_isprs.py and prepare_gaofen.py.
+
+    Sources are below data.root, patches and masks go to data.images and data.masks of the output.
+    """
+
+    splits: list[str] = key(
+        ["train", "val", "test"],
+        "parts of the data, each a folder; . is the data folder itself",
+        "prepare:set",
+        "prepare:phase",
+    )
+    images: str = key("", "folder of a part's images; empty is images", "prepare:image_sub_folder")
+    masks: str = key("", "folder of its masks; empty looks beside the images, then in masks")
+    action: str = key(
+        "crop",
+        "crop images and masks; convert: only masks, whole, from colours to class numbers",
+        choices=("crop", "convert"),
+    )
+    patch_height: int = key(
+        0,
+        "rows of a patch; 0: 896, Vaihingen 768 (the reference's tools: 800)",
+        "prepare:patch_height",
+        minimum=0,
+    )
+    patch_width: int = key(0, "columns of a patch; 0 likewise", "prepare:patch_width", minimum=0)
+    overlap: int = key(
+        -1,
+        "rows and columns that neighbours share; -1: 384, Vaihingen 256 (the reference's tools: "
+        "200)",
+        "prepare:overlap_area",
+        minimum=-1,
+    )
+    thin: str = key(
+        "crop",
+        "images with a side no longer than a patch: cropped along the other, or copied whole as "
+        "upstream however long",
+        choices=("crop", "whole"),
+    )
+    unknown: str = key(
+        "error",
+        "mask colours that are no class: an error, ignored (255), or background as upstream",
+        choices=("error", "ignore", "background"),
+    )
+    bands: list[int] = key([], "bands of the images to take, from 1; empty is all", minimum=1)
+    skip: list[str] = key(
+        ["P1527", "P1530"], "names of images to leave out; upstream leaves out these of iSAID"
+    )
+    val_share: float = key(0.1, "Gaofen: share of all pairs that becomes val", minimum=0, below=1)
+    val_list: str = key("", "Gaofen: file with the names of val instead, one per line")
+    link: bool = key(False, "Gaofen: hard links instead of copies")
+    workers: int = key(0, "images at once; 0 is the number of processors", minimum=0)
+
+
+@dataclass
+class StitchConfig:
+    """Keys of stitch.py."""
+
+    source: str = key("", "folder of patches NAME_y0_y1_x0_x1*", "stitch:patches", "stitch:source")
+    overlap: str = key(
+        "equal",
+        "where patches overlap: they must be equal (masks, images), the one whose edge is farthest "
+        "counts, or the mean (probabilities)",
+        "stitch:overlap",
+        choices=("equal", "centre", "mean"),
+    )
+    colours: bool = key(False, "class colours instead of class numbers", "stitch:colours")
+    probabilities: bool = key(
+        False, "of probabilities: write them (TIFF) instead of the likeliest class"
+    )
+    manifest: str = key(
+        "", "manifest.jsonl of the cropping, for the sizes of the images; empty is by the patches"
+    )
+
+
+@dataclass
 class PFNetConfig(Config):
     """All keys of PFNet."""
 
@@ -219,5 +299,7 @@ class PFNetConfig(Config):
     export: PFNetExport = group(PFNetExport)
     infer: PFNetInfer = group(PFNetInfer)
     contest: ContestConfig = group(ContestConfig)
+    prepare: PrepareConfig = group(PrepareConfig)
+    stitch: StitchConfig = group(StitchConfig)
     # The place in an aerial image says nothing about the class.
     baseline: PixelClassifierConfig = group(PixelClassifierConfig, position=False)
