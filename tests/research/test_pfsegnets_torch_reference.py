@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests import seeded
-from tests.research.sanet_reference import relative
+from tests.research.parity import relative
 
 torch = pytest.importorskip("torch")
 
