@@ -1,0 +1,1 @@
+"""Whole scenes: rasters of any size through a network, tile by tile, in bounded memory."""
