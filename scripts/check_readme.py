@@ -30,6 +30,7 @@ NEEDS = {
     "data": "a public data set",
     "modelarts": "a ModelArts job",
     "clone": "the repository's public address",
+    "docker": "Docker",
 }
 _FENCE = re.compile(r"^(?P<indent>\s*)```+(?P<language>[\w+-]*)\s*$")
 _NEEDS = re.compile(r"^\s*<!--\s*needs:\s*(?P<what>.*?)\s*-->\s*$")
