@@ -10,6 +10,7 @@ import numpy as np
 
 from model_utils.files import write_image, write_json
 from model_utils.segmentation import IGNORE, ClassTable, Pair
+from model_utils.windows import windows
 from research.pfsegnets.src.config import PFNetConfig
 from research.pfsegnets.src.dataset import SegmentationDataset
 
@@ -53,6 +54,27 @@ def make_data(folder, sizes=SIZES):
     return SegmentationDataset(pairs, TABLE, root=folder), truths, predictions
 
 
+def cut(folder, sources, side, overlap):
+    """Patches of (truth, prediction) maps, named as the iSAID tools name them."""
+    rng = np.random.default_rng(6)
+    pairs = []
+    for name, (truth, prediction) in sources.items():
+        for rows, columns in windows(truth.shape, (side, side), (side - overlap,) * 2):
+            place = f"{rows.start}_{rows.stop}_{columns.start}_{columns.stop}"
+            part = np.s_[rows, columns]
+            pairs.append(write_pair(folder, f"{name}_{place}", truth[part], prediction[part], rng))
+    rng.shuffle(pairs)
+    return SegmentationDataset(pairs, TABLE, root=folder)
+
+
+def make_patches(folder):
+    """Patches of three images, some of different sizes, and the images they were cut from."""
+    whole, truths, predictions = make_data(folder / "whole", [(100, 40), (50, 130), (64, 64)])
+    names = ("P0010", "P0002", "area_1_2")
+    sources = dict(zip(names, zip(truths, predictions, strict=True), strict=True))
+    return cut(folder / "patches", sources, 40, 16), whole
+
+
 def scorer(images):
     """Logits at full resolution, largest for the class that the green channel names."""
     assert images.shape[2] % 32 == images.shape[3] % 32 == 0
@@ -77,8 +99,9 @@ if __name__ == "__main__":
     mindspore.set_device("CPU")
     here = initialize()
     target = Path(sys.argv[-1])  # behind the launcher's own flags
-    data, _, _ = make_data(target / f"data{here.rank}")
-    figures = evaluate(
-        scorer, data, make_config(pictures=99), here, target / "out" if here.first else None
-    )
-    write_json(target / f"metrics{here.rank}.json", figures)
+    for kind in ("images", "patches"):
+        place = target / f"{kind}{here.rank}"
+        data = make_patches(place)[0] if kind == "patches" else make_data(place)[0]
+        written = target / f"out_{kind}" if here.first else None
+        figures = evaluate(scorer, data, make_config(pictures=99), here, written)
+        write_json(target / f"{kind}{here.rank}.json", figures)

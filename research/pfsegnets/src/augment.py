@@ -47,7 +47,9 @@ def edge_map(label: np.ndarray, thickness: int = 8, source: str = "foreground") 
     if source == "classes":
         return _class_edges(label, thickness)
     contours, _ = cv2.findContours(label, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
-    return cv2.drawContours(np.zeros_like(label), contours, -1, 1, thickness)
+    # Not zeros_like: a label that is a transposed view would give an array OpenCV cannot draw on.
+    lines = np.zeros(label.shape, np.uint8)
+    return cv2.drawContours(lines, contours, -1, 1, thickness)
 
 
 def _class_edges(label: np.ndarray, thickness: int) -> np.ndarray:

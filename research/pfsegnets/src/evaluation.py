@@ -11,6 +11,7 @@ from mindspore import nn
 from model_utils.data import EvaluationSampler
 from model_utils.distributed import Ranks, sum_over_ranks
 from model_utils.errors import UserError
+from model_utils.metrics.segmentation import ConfusionMatrix
 from model_utils.segmentation_evaluation import (
     ChosenSampler,
     Classifier,
@@ -27,7 +28,9 @@ from model_utils.segmentation_evaluation import (
 )
 from model_utils.segmentation_report import Report
 
+from .boundary import ImageBoundaryScores
 from .config import PFNetConfig
+from .mosaic import Mosaic, MosaicPlan
 from .multiscale import Protocol, full_logits, mean_logits, padded
 from .prediction import Prediction
 
@@ -127,10 +130,14 @@ def evaluate(
             and leaves out the boundary F-score.
 
     Returns:
-        ``miou`` over all classes (absent ones count 0), ``miou_present`` over those that were
-        labelled or predicted (the reference's), ``pixel_accuracy``, ``mean_accuracy``,
-        ``frequency_weighted_iou``, and with an output ``boundary_f``, in [0, 1]; ``iou`` by class
-        name; ``protocol`` in words. Without any labelled pixel all figures are 0.
+        In [0, 1]: ``miou`` over all classes (absent ones count 0), ``miou_present`` over those
+        that were labelled or predicted (the reference's), ``pixel_accuracy``, ``mean_accuracy``,
+        ``frequency_weighted_iou``, ``mean_f``; by class name ``iou``, ``precision``, ``recall``,
+        ``f_score`` (weighted by ``evaluate.beta``); ``protocol`` in words. If images are patches
+        of larger ones (:class:`mosaic.Patch`), ``mosaic``: the same figures of the whole images
+        and their number, ``images``. With an output ``boundary_f`` (pooled over images), and
+        ``boundary_f_by_image``: by tolerance the reference's mean F and by class. Without any
+        labelled pixel all figures are 0.
 
     Raises:
         UserError: no masks, or another number of classes than the network's.
@@ -143,30 +150,170 @@ def evaluate(
         )
     # Only one rank has an output folder; what is measured must not depend on the rank.
     writes = bool(sum_over_ranks(np.array([output is not None]), ranks)[0])
-    protocol = Protocol.of(config)
-    classify = classifier_of(source, len(dataset.classes), protocol)
-    figures = SplitFigures(dataset, ranks, has_boundary=writes)
+    protocol, counted = Protocol.of(config), len(dataset.classes)
+    figures = _Figures(dataset, config, ranks, writes)
+    process: Callable[[np.ndarray], np.ndarray]
+    if figures.mosaic is None:
+        process, largest = classifier_of(source, counted, protocol), _first_map
+    else:
+        process, largest = scores_of(source, counted, protocol), _largest
     report = Report(output, dataset, config.evaluate.pictures) if output is not None else None
-    sampler = EvaluationSampler(len(dataset), 1, ranks)
-    for index, label, maps in results(classify, dataset, sampler, config, ranks.first):
-        figures.add(index, label, maps)
+    sampler = figures.sampler
+    in_order = figures.mosaic is not None
+    for index, label, result in results(
+        process, dataset, sampler, config, ranks.first, ordered=in_order
+    ):
+        classes = largest(result)
+        figures.add(index, label, classes, result)
         if report:
-            report.add(index, dataset, label, maps[0])
+            report.add(index, dataset, label, classes)
     metrics = figures.metrics(protocol.describe())
     if report:
         # Only this rank writes: what the others measured is predicted once more.
         others = set(range(len(dataset))) - set(sampler.indices)
         rest = ChosenSampler(sorted(filter(report.wants, others)))
-        for index, label, maps in results(classify, dataset, rest, config, False):
-            report.add(index, dataset, label, maps[0])
-        metrics.update(report.finish(figures.confusion, figures.boundary, dataset))
+        for index, label, result in results(process, dataset, rest, config, False):
+            report.add(index, dataset, label, largest(result))
+        metrics.update(report.finish(figures.split.confusion, figures.split.boundary, dataset))
     return metrics
+
+
+def _first_map(maps: np.ndarray) -> np.ndarray:
+    return maps[0]
+
+
+def _largest(logits: np.ndarray) -> np.ndarray:
+    return logits.argmax(axis=0).astype(np.uint8)
+
+
+class _Figures:
+    """Everything counted over a split: patch by patch, whole images, boundaries.
+
+    Args:
+        dataset: the split.
+        config: ``evaluate``.
+        ranks: this process's place.
+        boundaries: measure boundaries, too.
+    """
+
+    def __init__(
+        self, dataset: SegmentationData, config: PFNetConfig, ranks: Ranks, boundaries: bool
+    ) -> None:
+        keys, self.ranks, self.names = config.evaluate, ranks, dataset.classes.names
+        self.beta = keys.beta
+        self.split = SplitFigures(dataset, ranks, has_boundary=boundaries)
+        self.by_image: ImageBoundaryScores | None = None
+        if boundaries:
+            self.by_image = ImageBoundaryScores(
+                len(dataset), len(self.names), keys.boundary_thresholds
+            )
+        self.mosaic: Mosaic | None = None
+        self.sampler = EvaluationSampler(len(dataset), 1, ranks)
+        # Resized patches no longer fit together.
+        if keys.mosaic and not keys.resize:
+            plan = MosaicPlan([dataset.name(index) for index in range(len(dataset))])
+            if plan.patches:
+                self.mosaic = Mosaic(plan, len(self.names))
+                self.sampler = ChosenSampler(plan.order(ranks))
+
+    def add(self, index: int, label: np.ndarray, classes: np.ndarray, result: np.ndarray) -> None:
+        """Count one image: label and classes (H, W), and logits (K, H, W) for mosaics."""
+        self.split.add(index, label, classes[None])
+        if self.by_image:
+            self.by_image.add(index, label, classes)
+        if self.mosaic:
+            self.mosaic.add(index, label, result)
+
+    def metrics(self, protocol: str) -> dict[str, Any]:
+        """The figures over all ranks, which all must call."""
+        found = self.split.metrics(protocol)
+        found.update(self._class_scores(self.split.confusion))
+        if self.mosaic:
+            self.mosaic.finish()
+            confusion = self.mosaic.confusion.sum_over(self.ranks)
+            images = int(sum_over_ranks(np.array([self.mosaic.images]), self.ranks)[0])
+            iou = self._by_name(confusion.iou())
+            found["mosaic"] = {
+                **confusion.scores(), "iou": iou, **self._class_scores(confusion), "images": images
+            }  # fmt: skip
+        if self.by_image:
+            found["boundary_f_by_image"] = {
+                f"{threshold:g}": {"mean": float(f.mean()), "classes": self._by_name(f)}
+                for threshold, f in self.by_image.f_scores(self.ranks).items()
+            }
+        return found
+
+    def _class_scores(self, confusion: ConfusionMatrix) -> dict[str, Any]:
+        f_score = f_beta(confusion, self.beta)
+        true = confusion.true_pixels > 0
+        return {
+            "mean_f": float(f_score[true].mean()) if true.any() else 0.0,
+            "beta": self.beta,
+            "precision": self._by_name(confusion.precision()),
+            "recall": self._by_name(confusion.accuracy()),
+            "f_score": self._by_name(f_score),
+        }
+
+    def _by_name(self, values: np.ndarray) -> dict[str, float]:
+        return dict(zip(self.names, values.tolist(), strict=True))
+
+
+def f_beta(confusion: ConfusionMatrix, beta: float = 1.0) -> np.ndarray:
+    """(K,) weighted harmonic mean of precision and recall, van Rijsbergen's F.
+
+    Args:
+        confusion: over a split.
+        beta: weight of recall; 0 leaves precision alone. The original's own formula is right for
+            1 only.
+    """
+    precision, recall, square = confusion.precision(), confusion.accuracy(), beta * beta
+    total = square * precision + recall
+    weighted = (1 + square) * precision * recall
+    return np.divide(weighted, total, out=np.zeros_like(total), where=total > 0)
 
 
 def protocol_lines(metrics: Mapping[str, Any]) -> list[str]:
     """What eval.py prints: the figure with its protocol, the others, one line per class.
 
+    Patch by patch first, then whole images, then boundaries, each said to be so.
+
     Args:
         metrics: of :func:`evaluate`; of anything else, the result is empty.
     """
-    return figure_lines(metrics)
+    lines = figure_lines(metrics)
+    if not lines:
+        return []
+    mosaic = metrics.get("mosaic")
+    width = max(len(name) for name in metrics["iou"])
+    headings = ["IoU", "precision", "recall", f"F{metrics['beta']:g}"]
+    columns = [metrics[key] for key in ("iou", "precision", "recall", "f_score")]
+    if mosaic:
+        headings.append("IoU in whole images")
+        columns.append(mosaic["iou"])
+    lines = lines[:2] + ["  ".join([" " * (width + 2), *(f"{h:>9}" for h in headings)])]
+    for name in metrics["iou"]:
+        cells = (
+            f"{column[name]:>{max(9, len(h))}.2%}"
+            for column, h in zip(columns, headings, strict=True)
+        )
+        lines.append("  ".join([f"  {name:<{width}}", *cells]))
+    lines.append(f"mean F{metrics['beta']:g} of labelled classes {metrics['mean_f']:.2%}")
+    if mosaic:
+        lines[0] = lines[0].replace("mIoU ", "mIoU, patch by patch, ", 1)
+        lines.append(
+            f"mIoU of the {mosaic['images']} whole images {mosaic['miou']:.2%}, of present classes "
+            f"{mosaic['miou_present']:.2%}, pixel accuracy {mosaic['pixel_accuracy']:.2%}: patches "
+            "put together, mean of logits where they overlap, every pixel counted once"
+        )
+    if "boundary_f_by_image" in metrics:
+        listed = ", ".join(
+            f"{f['mean']:.2%} within {_tolerance(key)}"
+            for key, f in metrics["boundary_f_by_image"].items()
+        )
+        lines.append(f"boundary F, mean over images and classes (absent ones count 1): {listed}")
+    return lines
+
+
+def _tolerance(threshold: str) -> str:
+    value = float(threshold)
+    return f"{value:g} pixels" if value >= 1 else f"{100 * value:g} % of the diagonal"
