@@ -13,6 +13,7 @@ from model_utils.errors import UserError
 from model_utils.layers import Dropout, ResizeLike, conv2d
 
 from .backbones import STAGE_CHANNELS, deep_stem, plain_stem, stage
+from .joining import PyramidConv
 from .point_flow import PointFlow
 from .pooling import AdaptiveAverage
 
@@ -134,7 +135,11 @@ class PFHead(nn.Cell):
                 ]
             )
         self.conv_last = nn.SequentialCell(
-            _conv_bn_relu(CHANNELS * len(STAGE_CHANNELS), CHANNELS, 3),
+            nn.SequentialCell(
+                PyramidConv(CHANNELS, len(STAGE_CHANNELS), CHANNELS),
+                nn.BatchNorm2d(CHANNELS),
+                nn.ReLU(),
+            ),
             conv2d(CHANNELS, classes, 1, has_bias=True),
         )
         self.resize = ResizeLike(align_corners=True)
@@ -161,17 +166,8 @@ class PFHead(nn.Cell):
             else:
                 flowing = lateral + self.resize(flowing, lateral)
             levels.append(self.fpn_out[place](flowing))
-        finest = levels[3]
-        joined = ops.concat(
-            (
-                finest,
-                self.resize(levels[2], finest),
-                self.resize(levels[1], finest),
-                self.resize(levels[0], finest),
-            ),
-            1,
-        )
-        return self.conv_last(joined), tuple(edges)
+        finest_first = (levels[3], levels[2], levels[1], levels[0])
+        return self.conv_last(finest_first), tuple(edges)
 
 
 class PFNet(nn.Cell):

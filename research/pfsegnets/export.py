@@ -1,0 +1,12 @@
+"""Export PFNet's prediction build to MINDIR, ONNX or AIR and compare it with the checkpoint.
+
+python export.py --checkpoint_path=FILE.ckpt --file_format=MINDIR
+python export.py --checkpoint_path=FILE.ckpt --file_format=ONNX --batch_size=0 --height=0 --width=0
+python export.py --checkpoint_path=FILE.ckpt --file_format=ONNX --export.output=classes
+"""
+
+from model_utils.entry import export
+from src.task import PFNetTask
+
+if __name__ == "__main__":
+    export(PFNetTask())

@@ -1,0 +1,216 @@
+"""PFNet as the engine sees it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mindspore import nn
+
+from model_utils.converting import pytorch_name
+from model_utils.distributed import Ranks
+from model_utils.errors import UserError
+from model_utils.exporting import ExportInput
+from model_utils.task import Step, Task
+
+from .config import PFNetConfig
+from .dataset import build_dataset, class_table
+from .evaluation import evaluate, protocol_lines
+from .losses import PFNetLoss, PFNetTrainCell
+from .network import PFNet
+from .prediction import Prediction
+
+
+def class_count(config: PFNetConfig) -> int:
+    """How many classes the network tells apart.
+
+    Raises:
+        UserError: another number is asked for than the data has.
+    """
+    data = config.data
+    if config.classes and data.format == "folder" and not data.palette:
+        return config.classes  # exporting and converting need no names
+    count = len(class_table(config))
+    if config.classes not in (0, count):
+        raise UserError(
+            f"classes={config.classes}, but {data.format} has {count}; leave 'classes' at 0, or "
+            "use data.format=folder with a palette of your own"
+        )
+    return count
+
+
+class PFNetTask(Task):
+    """Aerial segmentation with PointFlow (Li et al. 2021)."""
+
+    name = "pfsegnets"
+    title = "PFNet"
+    loss_names = ("loss", "segmentation", "edge_32", "edge_16", "edge_8", "accuracy")
+    config_class = PFNetConfig
+    default_config = "isaid_r50"
+    infer_example = "--checkpoint_path=FILE --images=PHOTO.png"
+    # DistributedDataParallel wraps the network.
+    reference_prefixes = ("module.",)
+
+    def build_network(self, config: PFNetConfig, ranks: Ranks) -> PFNet:
+        """The network, initialised as upstream's, before ImageNet weights are loaded over it."""
+        return PFNet(
+            config.backbone,
+            class_count(config),
+            tuple(config.psp_sizes),
+            config.pool_style,
+            config.dropout,
+            config.max_pool_size,
+            config.avg_pool_size,
+            config.edge_points,
+            config.match_dim,
+            config.point_flow,
+            config.freeze_batch_norm,
+            config.seed,
+            ranks.rank,
+        )
+
+    def build_train_cell(self, network: PFNet, config: PFNetConfig, ranks: Ranks) -> PFNetTrainCell:
+        """Network and losses.
+
+        Raises:
+            UserError: batches of a single image, crops that are no multiple of 32, or class
+                weights for another number of classes.
+        """
+        together = ranks.size if config.train.sync_batch_norm else 1
+        if config.train.batch_size * together < 2 and not config.freeze_batch_norm:
+            raise UserError(
+                "train.batch_size=1: globally pooled features of one image have no batch "
+                "statistics; take batches of at least 2, or freeze_batch_norm=true"
+            )
+        crop = config.data.crop_size
+        network.check_size(crop, crop)
+        keys, classes = config.loss, class_count(config)
+        if len(keys.class_weights) not in (0, classes):
+            raise UserError(
+                f"loss.class_weights has {len(keys.class_weights)} numbers for {classes} classes; "
+                "give one per class, or [] to weigh all alike"
+            )
+        if not config.point_flow:
+            self.loss_names = ("loss", "segmentation", "accuracy")  # type: ignore[misc]
+        loss = PFNetLoss(
+            classes,
+            keys.segmentation,
+            keys.edge,
+            keys.edge_loss,
+            keys.ohem,
+            keys.ohem_threshold,
+            keys.ohem_keep,
+            keys.class_weights,
+        )
+        return PFNetTrainCell(network, loss)
+
+    def build_dataset(self, config: PFNetConfig, split: str) -> Any:
+        """Images, labels and edges of a split."""
+        return build_dataset(config, split)
+
+    def evaluate(
+        self,
+        network: nn.Cell,
+        dataset: Any,
+        config: PFNetConfig,
+        ranks: Ranks,
+        output: Path | None = None,
+    ) -> dict[str, Any]:
+        """Mean IoU patch by patch and in whole images, accuracies, boundary F-score."""
+        return evaluate(network, dataset, config, ranks, output)
+
+    def better(self, metrics: Mapping[str, Any]) -> float:
+        """Mean IoU of the classes present, the published figure."""
+        return float(metrics["miou_present"])
+
+    def evaluation_lines(self, metrics: Mapping[str, Any], device: str) -> list[str]:
+        """The protocol, the figures, one line per class."""
+        return protocol_lines(metrics) or [self.metrics_line(metrics)]
+
+    def export_inputs(self, config: PFNetConfig) -> list[ExportInput]:
+        """Normalised images of one size; a batch of 0 stands for any number."""
+        keys = config.export
+        return [ExportInput("image", (keys.batch_size or None, 3, keys.height, keys.width))]
+
+    def export_cell(self, network: PFNet, config: PFNetConfig) -> tuple[Any, list[str]]:
+        """The prediction build: logits at 1/4, scores or class numbers at the input's size."""
+        network.check_size(config.export.height, config.export.width)
+        return Prediction(network, config.export.output), [config.export.output]
+
+    def reference_names(self, network: nn.Cell, config: PFNetConfig) -> dict[str, str]:
+        """PyTorch's suffixes for batch normalisation, all else alike."""
+        return {p.name: pytorch_name(p.name) for p in network.get_parameters()}
+
+    def infer(self, config: PFNetConfig, output: Path) -> None:
+        """Segment images and draw the results."""
+        from .api import PFSegNets
+
+        PFSegNets.run(config, output)
+
+    def generate(self, folder: Path, seed: int) -> None:
+        """A small iSAID, as distributed."""
+        from .generator import generate
+
+        generate(folder, seed)
+
+    def quickstart(self, folder: Path) -> list[Step]:
+        """A small iSAID, cropping, a short training, everything that follows."""
+        data, patches = folder / "isaid", folder / "patches"
+        best = folder / "train" / "best.ckpt"
+        config, root = "--config_path=quickstart", f"--data_path={patches}"
+        weights = f"--checkpoint_path={best}"
+        return [
+            Step(
+                "generate iSAID images",
+                "generate_data.py",
+                (f"--output_path={data}",),
+                data.name,
+            ),
+            Step(
+                "crop them to patches",
+                "prepare_isaid.py",
+                (config, f"--data_path={data}", f"--output_path={patches}"),
+                patches.name,
+            ),
+            Step(
+                "train",
+                "train.py",
+                (config, root, f"--output_path={folder / 'train'}"),
+                "train",
+                resumable=True,
+            ),
+            Step(
+                "evaluate",
+                "eval.py",
+                (config, root, weights, f"--output_path={folder / 'eval'}"),
+                "eval",
+            ),
+            Step(
+                "export to MINDIR",
+                "export.py",
+                (config, weights, "--file_format=MINDIR", f"--output_path={folder / 'mindir'}"),
+                "mindir",
+            ),
+            Step(
+                "export class numbers to ONNX",
+                "export.py",
+                (
+                    config,
+                    weights,
+                    "--file_format=ONNX",
+                    "--export.output=classes",
+                    f"--output_path={folder / 'onnx'}",
+                ),
+                "onnx",
+            ),
+            Step(
+                "segment whole scenes",
+                "infer.py",
+                (
+                    config,
+                    weights,
+                    f"--scene={data / 'val' / 'images'}",
+                    f"--output_path={folder / 'infer'}",
+                ),
+                "infer",
+            ),
+        ]
