@@ -1,0 +1,1 @@
+"""Tools around PFNet's data: cropping, converting masks, putting patches together again."""
