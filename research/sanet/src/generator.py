@@ -17,6 +17,7 @@ import numpy as np
 
 from model_utils.errors import UserError
 from model_utils.files import write_image
+from model_utils.generating import expose, smooth_noise
 
 from .classes import GTAV
 
@@ -117,13 +118,6 @@ def _fixed(outline: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(outline, -1e6, 1e6) * 16).astype(np.int32)
 
 
-def _noise(rng: np.random.Generator, shape: tuple[int, int], cell: float) -> np.ndarray:
-    """Smooth noise of about unit deviation; ``cell`` pixels between independent values."""
-    rows, columns = (max(2, int(side / cell) + 1) for side in shape)
-    small = rng.standard_normal((rows, columns)).astype(np.float32)
-    return cv2.resize(small, shape[::-1], interpolation=cv2.INTER_CUBIC)
-
-
 # ---------------------------------------------------------------------------------------------
 # what does not move
 
@@ -211,7 +205,7 @@ def _background(
     image = np.empty((*shape, 3), np.float64)
     image[:] = _sky(rng, shape)
     # Per column, so that no leaves float above a tree.
-    ragged = np.repeat(1.2 * _noise(rng, (2, columns), 14)[:1], rows, axis=0)
+    ragged = np.repeat(1.2 * smooth_noise(rng, (2, columns), 14)[:1], rows, axis=0)
     height = _CAMERA_HEIGHT - v * depth / camera.focal
     hit = (sides <= ground) & (sides < _END_OF_STREET)
     for where in (hit & (u < 0), hit & (u >= 0)):
@@ -228,7 +222,7 @@ def _background(
         rng, image, ids, (ground <= sides) & (ground <= _END_OF_STREET), u, depth, street, camera
     )
     grain = {"vegetation": 26, "terrain": 14, "road": 5, "sidewalk": 6, "building": 4}
-    fine = _noise(rng, shape, 3.0) + 0.6 * rng.standard_normal(shape)
+    fine = smooth_noise(rng, shape, 3.0) + 0.6 * rng.standard_normal(shape)
     for name, strength in grain.items():
         chosen = ids == _ID[name]
         image[chosen] += strength * fine[chosen][:, None]
@@ -240,7 +234,7 @@ def _sky(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     overcast = rng.uniform(0, 1)
     top = np.array([96, 146, 208]) * (1 - overcast) + np.array([186, 192, 198]) * overcast
     fade = np.linspace(0, 1, shape[0])[:, None, None] ** 0.7
-    clouds = np.clip(_noise(rng, shape, shape[0] / 5), 0, 2)[..., None] * rng.uniform(0, 26)
+    clouds = np.clip(smooth_noise(rng, shape, shape[0] / 5), 0, 2)[..., None] * rng.uniform(0, 26)
     return top * (1 - fade) + np.array([232, 236, 240]) * fade + clouds
 
 
@@ -477,7 +471,7 @@ def make_scene(
     _furnish(canvas, rng, street)
     _hood(canvas, rng)
     image = cv2.resize(canvas.image, (width, height), interpolation=cv2.INTER_AREA)
-    return _expose(image, rng), _framed(canvas.ids[::_OVERSAMPLING, ::_OVERSAMPLING])
+    return expose(image, rng), _framed(canvas.ids[::_OVERSAMPLING, ::_OVERSAMPLING])
 
 
 def _hood(canvas: _Canvas, rng: np.random.Generator) -> None:
@@ -495,16 +489,6 @@ def _framed(ids: np.ndarray) -> np.ndarray:
     framed = np.full_like(ids, _ID["out of roi"])
     framed[width:-width, width:-width] = ids[width:-width, width:-width]
     return framed
-
-
-def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Brightness, colour of the light, uneven light, sensor noise."""
-    height, width = image.shape[:2]
-    tint = rng.uniform(0.93, 1.07, 3)
-    uneven = 1 + 0.06 * _noise(rng, (height, width), height / 2)[..., None]
-    image = image * (rng.uniform(0.68, 1.12) * tint * uneven)
-    image = image + rng.normal(0, rng.uniform(2, 6), image.shape)
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
 def generate(
