@@ -46,7 +46,7 @@ class Tile(NamedTuple):
     place: Place
 
 
-_TILE = re.compile(r"(?P<stem>.+)_(\d+)_(\d+)_(\d+)_(\d+)(?P<suffix>(_[^\d].*)?)")
+_TILE = re.compile(r"(?P<stem>.+)_(\d+)_(\d+)_(\d+)_(\d+)(?P<suffix>(\D.*)?)")
 
 
 def parse_tile(path: PathLike) -> Tile | None:

@@ -181,7 +181,8 @@ class Cropper:
     def _finished(self, source: Source, place: Place, size: tuple[int, int]) -> bool:
         paths = self._paths(source, place, size)
         entry = self.manifest.done.get(paths[0])
-        if entry is None or entry["size"] != list(size) or entry["files"] != paths:
+        expected = {"files": paths, "size": list(size), "source_bytes": _source_bytes(source)}
+        if entry is None or not entry.items() >= expected.items():
             return False
         return all(
             _length(self.output / path) == length
@@ -238,12 +239,18 @@ class Cropper:
                 "file": paths[0],
                 "files": paths,
                 "source": job.source.image.name,
+                "source_bytes": _source_bytes(job.source),
                 "window": list(place),
                 "size": list(size),
                 "bytes": lengths,
             }
         )
         self.written(1)
+
+
+def _source_bytes(source: Source) -> list[int]:
+    """Lengths of the source's files, to notice that they were exchanged."""
+    return [file.stat().st_size for file in (source.image, source.mask) if file is not None]
 
 
 def _columns(
