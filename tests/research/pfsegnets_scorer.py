@@ -103,5 +103,5 @@ if __name__ == "__main__":
         place = target / f"{kind}{here.rank}"
         data = make_patches(place)[0] if kind == "patches" else make_data(place)[0]
         written = target / f"out_{kind}" if here.first else None
-        figures = evaluate(scorer, data, make_config(pictures=99), here, written)
+        figures = evaluate(scorer, data, make_config(pictures=3), here, written)
         write_json(target / f"{kind}{here.rank}.json", figures)

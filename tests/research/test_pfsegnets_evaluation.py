@@ -521,12 +521,12 @@ def test_two_ranks_find_what_one_finds(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     for kind, make in (("images", make_data), ("patches", make_patches)):
         dataset = make(tmp_path / "one" / kind)[0]
-        one = evaluate(scorer, dataset, make_config(pictures=99), ONE, tmp_path / f"one_{kind}")
+        one = evaluate(scorer, dataset, make_config(pictures=3), ONE, tmp_path / f"one_{kind}")
         for rank in range(2):
             assert read_json(tmp_path / f"{kind}{rank}.json") == one
         # The first rank has written everybody's images.
         names = sorted(path.name for path in (tmp_path / f"one_{kind}/predictions").iterdir())
-        assert len(names) == 3 * len(dataset)
+        assert len(names) == 3 * 3
         for name in names:
             two, alone = (tmp_path / f"{out}_{kind}/predictions" / name for out in ("out", "one"))
             assert two.read_bytes() == alone.read_bytes(), name

@@ -15,6 +15,9 @@ from model_utils.distributed import Ranks, sum_over_ranks
 from model_utils.errors import UserError
 from model_utils.segmentation import IGNORE
 
+# Whole number that stands for an F of 1; sum_over_ranks adds numbers below 2^48.
+_ONE = 1 << 46
+
 
 def boundary_map(mask: np.ndarray) -> np.ndarray:
     """Pixels that differ from their right, lower or lower right neighbour.
@@ -109,8 +112,8 @@ class ImageBoundaryScores:
         if not thresholds:
             raise UserError("evaluate.boundary_thresholds is empty; give at least one tolerance")
         self.thresholds = tuple(thresholds)
-        # One row per image, so that every number of ranks adds up in the same order.
-        self._f_scores = np.zeros((images, len(self.thresholds), classes))
+        # One row of whole numbers per image: ranks add them exactly, and in the same order.
+        self._f_scores = np.zeros((images, len(self.thresholds), classes), np.int64)
 
     def add(self, index: int, truth: np.ndarray, prediction: np.ndarray) -> None:
         """Measure one image.
@@ -120,10 +123,10 @@ class ImageBoundaryScores:
             truth, prediction: (H, W), see :func:`boundary_scores`.
         """
         classes = self._f_scores.shape[2]
-        self._f_scores[index] = boundary_scores(truth, prediction, classes, self.thresholds)[..., 2]
+        f_scores = boundary_scores(truth, prediction, classes, self.thresholds)[..., 2]
+        self._f_scores[index] = np.rint(f_scores * _ONE)
 
     def f_scores(self, ranks: Ranks) -> dict[float, np.ndarray]:
         """(K,) mean F over all images by threshold; all ranks must call."""
-        # A rank's own rows are exact in the sum, the others' are 0.
-        mean = sum_over_ranks(self._f_scores, ranks).mean(axis=0)
+        mean = (sum_over_ranks(self._f_scores, ranks) / _ONE).mean(axis=0)
         return dict(zip(self.thresholds, mean, strict=True))
