@@ -22,6 +22,7 @@ from model_utils.mindir2onnx import operators
 from model_utils.mindir2onnx.graph import GraphBuilder, Symbol, Unsupported, Value
 from model_utils.mindir2onnx.mindir import Mindir, Node, TensorType, read, read_inputs
 from model_utils.mindir2onnx.registry import Call, supported_operators, translation
+from model_utils.mindir2onnx.reordering import convolve_before_resizing
 
 __all__ = ["OPSETS", "convert", "operators", "read_inputs", "supported_operators"]
 
@@ -38,6 +39,7 @@ def convert(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     opset: int = 17,
+    reorder: bool = True,
 ) -> onnx.ModelProto:
     """Translate a MINDIR file to ONNX.
 
@@ -50,6 +52,8 @@ def convert(
         input_names: names of the inputs in order; those of the MINDIR by default.
         output_names: names of the outputs in order; "output" or "output_0" ... by default.
         opset: ONNX operator set, 17 to 20; grid sampling in volumes needs 20.
+        reorder: convolve maps before they are resized where that is cheaper (see `reordering`);
+            False keeps one ONNX node per convolution.
 
     Returns:
         The model, accepted by onnx.checker.
@@ -75,6 +79,9 @@ def convert(
     taken = {*parameters, *(item.name for item in inputs)}
     outputs = _declare_outputs(graph, values[mindir.output], output_names, taken)
     _drop_unused(graph, outputs, parameters)
+    if reorder and (count := convolve_before_resizing(graph)):
+        _drop_unused(graph, outputs, ())
+        log.debug("%d convolutions are computed before their inputs are resized", count)
     model = _assemble(graph, inputs, outputs)
     if onnx_path is not None:
         with atomic_path(onnx_path) as temporary:
