@@ -71,7 +71,11 @@ class Predictor:
         return cls(source, settings, backend, network)
 
     def open(
-        self, part: str, build_cell: Callable[[], Any] | None, inputs: list[ExportInput]
+        self,
+        part: str,
+        build_cell: Callable[[], Any] | None,
+        inputs: list[ExportInput],
+        requested: str = "",
     ) -> Backend:
         """The backend that runs a part of the network, opened at its first use.
 
@@ -80,11 +84,12 @@ class Predictor:
             build_cell: makes the part as a Cell, called at the first use only; None when the
                 source is an exported file.
             inputs: its inputs.
+            requested: a backend instead of the one this network was opened with.
         """
         if part not in self._opened:
             suffix = self.source.suffix.lower()
             self._opened[part] = choose(
-                self.requested,
+                requested or self.requested,
                 build_cell=build_cell,
                 mindir=self.source if suffix == ".mindir" else None,
                 onnx=self.source if suffix == ".onnx" else None,
