@@ -1,7 +1,8 @@
 """Weights trained elsewhere: read, rename, account for every tensor, write.
 
 Nothing is executed: PyTorch files are read with ``weights_only=True``, NumPy files without
-pickle, TorchScript archives and pickled modules are refused.
+pickle, Jittor's by a reader that knows plain arrays only; TorchScript archives and pickled
+modules are refused.
 """
 
 import logging
@@ -16,9 +17,10 @@ from model_utils import checkpoint as checkpoints
 from model_utils.distributed import Ranks
 from model_utils.errors import UserError
 from model_utils.files import atomic_path, require_file
+from model_utils.jittor_files import read_jittor
 
 log = logging.getLogger("zoo")
-SOURCES = (".pth", ".pt", ".tar", ".ckpt", ".npz", ".safetensors")
+SOURCES = (".pth", ".pt", ".tar", ".ckpt", ".npz", ".safetensors", ".pkl")
 # Counters that PyTorch keeps beside batch statistics; MindSpore has no such parameter.
 IGNORED_SUFFIXES = ("num_batches_tracked",)
 # What wrappers put before every name: DataParallel, torch.compile.
@@ -56,6 +58,8 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
         return _read_safetensors(source)
     if suffix == ".ckpt" and not _is_torch(source):
         return checkpoints.load(source).arrays
+    if suffix == ".pkl":
+        return _read_jittor(source)
     return _read_torch(source)
 
 
@@ -86,6 +90,21 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is no readable safetensors file ({error})") from error
 
 
+def _unwrapped(loaded: Any) -> Any:
+    """The weights inside what a training script saved."""
+    while isinstance(loaded, Mapping):
+        inner = next((loaded[k] for k in WRAPPERS if isinstance(loaded.get(k), Mapping)), None)
+        if inner is None:
+            break
+        loaded = inner
+    return loaded
+
+
+def _read_jittor(path: Path) -> dict[str, np.ndarray]:
+    loaded = _unwrapped(read_jittor(path))
+    return {str(n): v for n, v in loaded.items() if isinstance(v, np.ndarray) and v.dtype != object}
+
+
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         import torch
@@ -102,11 +121,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"{path} cannot be read as plain weights ({str(error).splitlines()[0]}); files that "
             "need their own code to load are refused: save model.state_dict() instead"
         ) from error
-    while isinstance(loaded, Mapping):
-        inner = next((loaded[k] for k in WRAPPERS if isinstance(loaded.get(k), Mapping)), None)
-        if inner is None:
-            break
-        loaded = inner
+    loaded = _unwrapped(loaded)
     if not isinstance(loaded, Mapping):
         raise UserError(f"{path} holds a {type(loaded).__name__}, not weights by name")
     return {

@@ -36,6 +36,14 @@ class OptimizerConfig:
     warmup_epochs: float = key(0.0, "epochs of linear warm-up", "warmup_epochs", minimum=0)
     warmup_start: float = key(0.0, "first share of the learning rate in warm-up", minimum=0)
     power: float = key(0.9, "exponent of poly")
+    by_epoch: bool = key(False, "let the learning rate fall once per epoch instead of every step")
+    epochs_ahead: int = key(
+        0,
+        "by_epoch: 1 is one epoch ahead, with the final rate all through the last epoch",
+        "lr_offset",
+        minimum=0,
+        maximum=1,
+    )
     final: float = key(0.0, "lowest share of the learning rate", minimum=0, maximum=1)
     milestones: list[float] = key([], "shares of the run at which step falls")
     gamma: float = key(0.1, "factor of step")

@@ -18,6 +18,8 @@ def learning_rates(
     milestones: list[float] | None = None,
     gamma: float = 0.1,
     linear_total: float | None = None,
+    hold: float = 0.0,
+    ahead: int = 0,
 ) -> np.ndarray:
     """The learning rate of every step, float32, never negative.
 
@@ -31,6 +33,9 @@ def learning_rates(
         milestones: shares of the run after which step multiplies by ``gamma``.
         linear_total: length of the linear fall in steps when it is not ``total``, e.g. a
             fraction where the last batch is partial.
+        hold: steps that keep one rate, e.g. those of an epoch; 0 falls at every step.
+        ahead: such periods that the fall is ahead of its time. With 1 the last period's rate is
+            the final one, zero for poly: where published code steps its scheduler first.
     """
     falls: dict[str, Callable[[float], float]] = {
         "constant": lambda progress: 1.0,
@@ -45,6 +50,10 @@ def learning_rates(
         if step < warmup:
             share = warmup_start + (1 - warmup_start) * (step + 1) / warmup
         else:
-            share = falls[kind]((step - warmup) / max(1e-9, length - warmup))
+            done = step - warmup
+            if hold:
+                # Not held beyond rounding: 3 * (7 / 3) must count as 7.
+                done = (math.floor(done / hold + 1e-9) + ahead) * hold
+            share = falls[kind](min(1.0, done / max(1e-9, length - warmup)))
         rates[step] = max(0.0, base * share)
     return rates.astype(np.float32)

@@ -76,7 +76,7 @@ class InferConfig:
 class ConvertConfig:
     """Keys of convert.py."""
 
-    source: str = key("", "weights elsewhere: .pth .pt .tar .ckpt .npz .safetensors", "source")
+    source: str = key("", "weights elsewhere: .pth .pt .tar .ckpt .npz .safetensors .pkl", "source")
     output: str = key("", "the file to write", "output")
     reverse: bool = key(False, "from our names to the reference's", "reverse")
     allow_unused: bool = key(False, "accept tensors that no parameter takes", "allow_unused")

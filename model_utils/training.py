@@ -326,6 +326,8 @@ class Trainer:
             milestones=keys.milestones,
             gamma=keys.gamma,
             linear_total=self.config.train.epochs * per_epoch,
+            hold=self.total / self.config.train.epochs if keys.by_epoch else 0.0,
+            ahead=keys.epochs_ahead,
         )
 
     # -- state --------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Export PFNet's prediction build to MINDIR, ONNX or AIR and compare it with the checkpoint.
 
 python export.py --checkpoint_path=FILE.ckpt --file_format=MINDIR
-python export.py --checkpoint_path=FILE.ckpt --file_format=ONNX --batch_size=0 --height=0 --width=0
+python export.py --checkpoint_path=FILE.ckpt --file_format=ONNX --height=896 --width=896
 python export.py --checkpoint_path=FILE.ckpt --file_format=ONNX --export.output=classes
 """
 

@@ -1,4 +1,4 @@
-"""Write a small made-up Cityscapes.
+"""Write a small made-up iSAID, as distributed: whole images with colour masks.
 
 python generate_data.py --output_path=DATA --seed=0
 """

@@ -1,7 +1,8 @@
-"""Segment an image or a folder of images: class numbers, class colours and overlays.
+"""Segment images or whole scenes: class numbers, class colours and overlays.
 
-python infer.py --checkpoint_path=FILE.ckpt --images=PHOTO.jpg
-python infer.py --checkpoint_path=FILE.ckpt --images=FOLDER --config_path=camvid_s
+python infer.py --checkpoint_path=FILE.ckpt --images=PHOTO.png
+python infer.py --checkpoint_path=FILE.ckpt --images=FOLDER --scales=0.75,1,1.25 --flip=true
+python infer.py --checkpoint_path=FILE.ckpt --scene=SCENE.tif
 """
 
 from model_utils.entry import infer

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from model_utils.schedules import learning_rates
+from tests import seeded
 
 
 def test_model_zoo_sdnet_log():
@@ -28,3 +29,24 @@ def test_known_values():
     assert learning_rates("cosine", 1.0, 10, final=0.2)[5] == pytest.approx(0.6)
     steps = learning_rates("step", 1.0, 10, milestones=[0.5, 0.8], gamma=0.1)
     np.testing.assert_allclose(steps, [1] * 5 + [0.1] * 3 + [0.01] * 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 583, 7 / 3])
+def test_poly_by_epoch_equals_published_schedules(steps):
+    """PFNet's reference steps its scheduler before the epoch: the last epoch changes nothing."""
+    expected = seeded.load_fixture("PFNet_metrics")[0]["values"]["lr_off_by_one"]
+    for name, lr, epochs in (
+        ("iSAID_torch_0.007_16_0.9", 0.007, 16),
+        ("iSAID_jittor_0.007_20_0.9", 0.007, 20),
+        ("gaofen_0.001_64_0.9_first8_last3", 0.001, 64),
+    ):
+        total = round(epochs * steps)
+        hold = total / epochs
+        ahead = learning_rates("poly", lr, total, power=0.9, hold=hold, ahead=1)
+        level = learning_rates("poly", lr, total, power=0.9, hold=hold)
+        first = np.ceil(np.arange(epochs) * hold - 1e-9).astype(int)
+        chosen = list(range(epochs)) if epochs < 64 else [*range(8), 61, 62, 63]
+        np.testing.assert_allclose(ahead[first][chosen], expected[name], rtol=1e-6, atol=1e-12)
+        # One rate throughout an epoch; without the reference's slip, one epoch later.
+        np.testing.assert_allclose(level[first][1:], ahead[first][:-1], rtol=1e-6)
+        assert level[0] == pytest.approx(lr) and len(set(level.tolist())) == epochs

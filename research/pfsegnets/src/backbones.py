@@ -1,12 +1,13 @@
 """Encoders: ResNet with a deep stem, and the plain Res2Net 26w x 4s.
 
 Stages end at 1/4, 1/8, 1/16 and 1/32 of the input with 256, 512, 1024 and 2048 channels.
-Parameter names are those of PFNet's checkpoints; rename_pretrained() translates the names of
-ImageNet checkpoints.
+Parameter names are those of PFNet's checkpoints; pretrained_name() translates those of ImageNet
+checkpoints, whose stem is called otherwise.
 """
 
 from mindspore import Tensor, nn, ops
 
+from model_utils.converting import BATCH_NORM_SUFFIXES
 from model_utils.layers import conv2d, max_pool_after_relu, zero_pad
 
 STAGE_CHANNELS = (256, 512, 1024, 2048)
@@ -139,3 +140,18 @@ def stage(backbone: str, number: int) -> nn.SequentialCell:
         else:
             blocks.append(Bottleneck(*arguments, dilation, first))
     return nn.SequentialCell(blocks)
+
+
+def pretrained_name(name: str) -> str:
+    """PFNet's name of an ImageNet checkpoint's tensor; other names as they are.
+
+    ``conv1`` is the stem's convolution, or the sequence of a deep stem, and ``bn1`` what follows.
+    """
+    first, _, rest = name.partition(".")
+    if first not in ("conv1", "bn1"):
+        return name
+    stem, _, suffix = rest.rpartition(".")
+    if first == "bn1" or stem in ("1", "4"):  # batch normalisations within the deep stem
+        suffix = {theirs: own for own, theirs in BATCH_NORM_SUFFIXES.items()}.get(suffix, suffix)
+    place = "0" if first == "conv1" else "1"
+    return ".".join(["layer0", place, *([stem] if stem else []), suffix])

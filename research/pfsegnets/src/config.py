@@ -287,12 +287,6 @@ class PFNetConfig(Config):
         True, "False replaces the PointFlow modules by bilinear upsampling (ablation)"
     )
     freeze_batch_norm: bool = key(False, "train with the stored statistics", "fix_bn")
-    lr_offset: int = key(
-        0,
-        "poly by epoch: 1 is upstream's, one epoch ahead and 0 in the last; 0 is poly by step",
-        minimum=0,
-        maximum=1,
-    )
     data: PFNetData = group(PFNetData)
     loss: LossConfig = group(LossConfig)
     evaluate: PFNetEvaluate = group(PFNetEvaluate)

@@ -12,6 +12,7 @@ from model_utils.errors import UserError
 from model_utils.exporting import ExportInput
 from model_utils.task import Step, Task
 
+from .backbones import pretrained_name
 from .config import PFNetConfig
 from .dataset import build_dataset, class_table
 from .evaluation import evaluate, protocol_lines
@@ -49,6 +50,8 @@ class PFNetTask(Task):
     infer_example = "--checkpoint_path=FILE --images=PHOTO.png"
     # DistributedDataParallel wraps the network.
     reference_prefixes = ("module.",)
+    # Of ImageNet checkpoints.
+    reference_unused = r"fc\..*"
 
     def build_network(self, config: PFNetConfig, ranks: Ranks) -> PFNet:
         """The network, initialised as upstream's, before ImageNet weights are loaded over it."""
@@ -139,6 +142,10 @@ class PFNetTask(Task):
     def reference_names(self, network: nn.Cell, config: PFNetConfig) -> dict[str, str]:
         """PyTorch's suffixes for batch normalisation, all else alike."""
         return {p.name: pytorch_name(p.name) for p in network.get_parameters()}
+
+    def rename_parameter(self, name: str) -> str:
+        """Our name of a tensor in ImageNet checkpoints, whose stem has names of its own."""
+        return pretrained_name(name)
 
     def infer(self, config: PFNetConfig, output: Path) -> None:
         """Segment images and draw the results."""
