@@ -23,7 +23,6 @@ from model_utils.windows import resize_aligned
 
 from .api import PFSegNets
 from .config import ContestConfig, PFNetConfig
-from .multiscale import Protocol, least_side, mean_logits
 from .task import PFNetTask
 
 log = logging.getLogger("zoo")
@@ -141,9 +140,8 @@ def contest_mask(model: PFSegNets, image: np.ndarray) -> np.ndarray:
         (H, W) uint8, 0 or 255.
     """
     keys: ContestConfig = model.config.contest
-    protocol = Protocol(tuple(keys.scales), keys.flip, least=least_side(model.config))
     small = resized(image, keys.size, keys.interpolation)
-    logits = mean_logits(model.run_network, model.normalise(small), protocol)
+    logits = model.logits(small, tuple(keys.scales), keys.flip)
     logits = resize_aligned(logits, (image.shape[0], image.shape[1]))
     return logits.argmax(axis=0).astype(np.uint8) * np.uint8(255)
 
