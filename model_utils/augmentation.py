@@ -31,9 +31,13 @@ class Normalisation:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3) RGB uint8 to (3, H, W) float32."""
-        result = np.empty((3, *image.shape[:2]), np.float32)
+        return self.planes(cv2.split(image))
+
+    def planes(self, planes: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+        """Three (H, W) uint8 planes to (3, H, W) float32."""
+        result = np.empty((3, *planes[0].shape), np.float32)
         levels = np.arange(256, dtype=np.float32) / np.float32(255)
-        for channel, plane in enumerate(cv2.split(image)):
+        for channel, plane in enumerate(planes):
             table = (levels - np.float32(self.mean[channel])) / np.float32(self.std[channel])
             cv2.LUT(plane, table, result[channel])
         return result

@@ -51,9 +51,14 @@ class Backend(ABC):
     name: str
 
     @property
+    def input_shape(self) -> tuple[int | None, ...] | None:
+        """Shape of the first input of an exported file, None for lengths that may vary."""
+        return None
+
+    @property
     def batch_size(self) -> int | None:
         """Samples the network takes at once, where a file was exported for one number only."""
-        return None
+        return self.input_shape[0] if self.input_shape else None
 
     @abstractmethod
     def run(self, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -126,10 +131,9 @@ class MindirBackend(Backend):
             raise UserError(f"MindSpore cannot load {path}; export it again") from error
 
     @property
-    def batch_size(self) -> int | None:
-        """The first length of the first input, if it is fixed."""
-        shape = self._inputs[0].shape
-        return shape[0] if shape else None
+    def input_shape(self) -> tuple[int | None, ...] | None:
+        """Of the first input; None for lengths that may vary."""
+        return self._inputs[0].shape
 
     def run(self, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
         """Compute all outputs; nested tuples come out flat, in order."""
@@ -177,10 +181,9 @@ class OnnxBackend(Backend):
         ]
 
     @property
-    def batch_size(self) -> int | None:
-        """The first length of the first input, if it is fixed."""
-        shape = self._inputs[0].shape
-        return shape[0] if shape else None
+    def input_shape(self) -> tuple[int | None, ...] | None:
+        """Of the first input; None for lengths that may vary."""
+        return self._inputs[0].shape
 
     def run(self, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
         """Compute all outputs in the file's order."""
@@ -256,10 +259,9 @@ class OpenVinoBackend(Backend):
         ]
 
     @property
-    def batch_size(self) -> int | None:
-        """The first length of the first input, if it is fixed."""
-        shape = self._inputs[0].shape
-        return shape[0] if shape else None
+    def input_shape(self) -> tuple[int | None, ...] | None:
+        """Of the first input; None for lengths that may vary."""
+        return self._inputs[0].shape
 
     def run(self, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
         """Compute all outputs in the file's order; the first time at a shape compiles."""

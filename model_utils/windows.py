@@ -54,6 +54,15 @@ def windows(
             )
 
 
+def fill_up(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(..., h, w) filled up to (..., H, W) by reflection at the bottom and the right."""
+    below, right = size[0] - values.shape[-2], size[1] - values.shape[-1]
+    if not (below or right):
+        return values
+    sides = [(0, 0)] * (values.ndim - 2)
+    return np.pad(values, [*sides, (0, below), (0, right)], "symmetric")
+
+
 class WindowMean:
     """Mean of overlapping windows, each pixel over the windows that hold it.
 

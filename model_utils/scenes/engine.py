@@ -22,6 +22,7 @@ from model_utils.files import FolderLock, PathLike
 from model_utils.logs import Progress, duration
 from model_utils.segmentation import IGNORE
 from model_utils.stages import run_stages
+from model_utils.windows import fill_up
 
 from .config import SceneConfig
 from .grid import Grid, Tile, fade, mix, tile_axis
@@ -96,6 +97,28 @@ class SceneReport:
     def outside(self) -> float:
         """Share of the time in which the network was not running."""
         return 1 - (self.first + sum(self.network)) / self.seconds if self.seconds else 0.0
+
+    def figures(self, names: Sequence[str]) -> dict[str, Any]:
+        """For metrics.json: sizes, times, and the share of each class in what has data."""
+        found: dict[str, Any] = {
+            "size": list(self.size),
+            "tiles": self.tiles,
+            "tiles_of_earlier_runs": self.earlier,
+            "tiles_without_data": self.empty,
+            "finished": self.finished,
+            "seconds": round(self.seconds, 2),
+            "share_outside_network": round(self.outside, 4),
+        }
+        if self.counts is not None:
+            classes = self.counts[: len(names)]
+            shares = classes / max(1, classes.sum())
+            found["pixels_without_data"] = int(self.counts[IGNORE])
+            found["shares"] = {
+                name: round(float(share), 4)
+                for name, share in zip(names, shares, strict=True)
+                if share
+            }
+        return found
 
 
 def predict_scene(
@@ -445,14 +468,6 @@ class _Run:
         if tile.below:
             self.store.write_seam("bottom", tile, part[..., -width:, :])
         return part[..., : bottom - top, :]
-
-
-def fill_up(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(C, h, w) filled up to (C, *size) by reflection at the bottom and the right."""
-    height, width = size[0] - array.shape[1], size[1] - array.shape[2]
-    if not (height or width):
-        return array
-    return np.pad(array, ((0, 0), (0, height), (0, width)), "symmetric")
 
 
 def finish(output: np.ndarray, valid: np.ndarray, layers: Layers, tile: Tile) -> np.ndarray:

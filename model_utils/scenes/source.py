@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import rasterio
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.shutil import copy as gdal_copy
@@ -25,6 +26,8 @@ from .grid import Span
 log = logging.getLogger("zoo")
 
 SCENE_SUFFIXES = (*IMAGE_SUFFIXES, ".vrt", ".jp2", ".img")
+# Copying raises what GDAL reports itself, which has no public name.
+GDAL_ERRORS = (RasterioError, CPLE_BaseError)
 # GDAL's cache of blocks; its own default is a share of the machine's memory.
 CACHE_BYTES = 64 << 20
 # Formats that are decoded from the first row on, whatever is asked for.
@@ -112,7 +115,7 @@ class SceneSource:
             with gdal():
                 pixels = self.dataset.read(self.bands, window=window)
                 valid = self._valid(window)
-        except RasterioError as error:
+        except GDAL_ERRORS as error:
             raise UserError(
                 f"scene {name} cannot be read ({reason(error)}): the file is cut off or damaged; "
                 "copy it again"
@@ -145,7 +148,7 @@ def _open(path: Path) -> Any:
     try:
         # An absolute path, which GDAL cannot take for one of its prefixes such as "ZIP:".
         dataset = rasterio.open(path.resolve())
-    except RasterioError as error:
+    except GDAL_ERRORS as error:
         size = path.stat().st_size
         raise UserError(
             f"scene {path} is corrupt, cut off or of an unknown format ({size} bytes; "
@@ -247,7 +250,7 @@ def _unpacked(dataset: Any, path: Path, target: Path) -> Any:
             options = {"TILED": "YES", "BLOCKXSIZE": 512, "BLOCKYSIZE": 512, "BIGTIFF": "IF_SAFER"}
             try:
                 gdal_copy(dataset, os.fspath(temporary), driver="GTiff", **options)
-            except RasterioError as error:
+            except GDAL_ERRORS as error:
                 raise UserError(
                     f"scene {path} cannot be unpacked to {target} ({reason(error)}): either it is "
                     "cut off or damaged, or the disk is full"

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 from rasterio.shutil import copy as gdal_copy
 
@@ -30,7 +29,7 @@ from model_utils.files import atomic_path, atomic_write, read_json, write_json
 from model_utils.segmentation import IGNORE
 
 from .grid import Grid, Tile
-from .source import SceneSource, gdal, reason
+from .source import GDAL_ERRORS, SceneSource, gdal, reason
 
 log = logging.getLogger("zoo")
 
@@ -290,7 +289,7 @@ class PartStore:
                     gdal_copy(os.fspath(mosaic), os.fspath(joined), driver="COG", **options)
                 with gdal(), rasterio.open(joined) as check:
                     check.read(window=((check.height - 1, check.height), (0, 1)))
-            except RasterioError as error:
+            except GDAL_ERRORS as error:
                 joined.unlink(missing_ok=True)
                 raise UserError(
                     f"{target} cannot be written ({reason(error)}); is the disk full? The finished "
@@ -354,6 +353,6 @@ def is_finished(target: Path, number: str) -> bool:
     """Whether a result of exactly this run is there."""
     if not target.is_file():
         return False
-    with contextlib.suppress(RasterioError), gdal(), rasterio.open(target) as dataset:
+    with contextlib.suppress(*GDAL_ERRORS), gdal(), rasterio.open(target) as dataset:
         return bool(dataset.tags().get(RUN_TAG) == number)
     return False

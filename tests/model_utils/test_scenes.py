@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.control import GroundControlPoint
-from rasterio.enums import ColorInterp, Compression
+from rasterio.enums import ColorInterp
 from rasterio.rpc import RPC
 from rasterio.transform import Affine
 
@@ -309,8 +309,8 @@ def test_png_jpeg_grey_and_palette(tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "a.tif", 1), pointwise_classes(pixels))
     cv2.imwrite(str(tmp_path / "a.jpg"), bgr)
     run(tmp_path / "a.jpg", tmp_path / "b.tif")
-    decoded = np.moveaxis(cv2.imread(str(tmp_path / "a.jpg"))[:, :, ::-1], 2, 0)
-    assert (read(tmp_path / "b.tif", 1) == pointwise_classes(decoded)).mean() > 0.99
+    decoded = read(tmp_path / "a.jpg")  # decoders differ by a level
+    np.testing.assert_array_equal(read(tmp_path / "b.tif", 1), pointwise_classes(decoded))
     cv2.imwrite(str(tmp_path / "grey.png"), pixels[0])
     run(tmp_path / "grey.png", tmp_path / "c.tif")
     grey = pointwise_classes(np.repeat(pixels[:1], 3, axis=0))

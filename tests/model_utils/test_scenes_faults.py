@@ -83,10 +83,10 @@ def test_ctrl_c_keeps_tiles_and_shows_them(tmp_path, scene, caplog):
     engine.log.propagate = True
     with caplog.at_level("INFO", "zoo"), pytest.raises(KeyboardInterrupt):
         run(source, tmp_path / "out.tif", network)
-    assert "6 of 20 tiles are kept" in caplog.text
+    assert "6 of 30 tiles are kept" in caplog.text
     shown = read(tmp_path / "out.tif.parts" / "finished.vrt", 1)
     there = shown != 255
-    assert 0.2 < there.mean() < 0.4
+    assert 0.1 < there.mean() < 0.25
     np.testing.assert_array_equal(shown[there], pointwise_classes(pixels)[there])
 
 
@@ -178,14 +178,14 @@ def test_the_scene_changed_in_between(tmp_path, scene):
     changed = pixels.copy()
     changed[0, 3, 70] ^= 1
     write_scene(source, changed, compress="none")
-    with pytest.raises(UserError, match="scene.tif has changed since the tiles in .* resume=false"):
+    with pytest.raises(UserError, match="scene.tif has changed since the tiles in .*resume=false"):
         run(source, target)
 
 
 def test_damaged_parts(tmp_path, scene):
     source, _ = scene
     target = tmp_path / "out.tif"
-    run(source, target, most_tiles=6)
+    run(source, target, most_tiles=4)
     for file in Path(f"{target}.parts").glob("right_*.npy"):
         file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(UserError, match="right_.*npy is missing or damaged"):
@@ -217,7 +217,7 @@ def test_a_truncated_tiff(tmp_path, tiled):
     with pytest.raises(UserError, match=r"scene\.tif, rows \d+ to \d+, .* cannot be read .* copy"):
         run(source, target)
     kept = len(tiles_of(target))
-    assert 4 <= kept < 20
+    assert 6 <= kept < 30
     shown = read(tmp_path / "out.tif.parts" / "finished.vrt", 1)
     there = shown != 255
     np.testing.assert_array_equal(shown[there], pointwise_classes(pixels)[there])
@@ -226,7 +226,7 @@ def test_a_truncated_tiff(tmp_path, tiled):
     source.write_bytes(data)
     network, seen = network_that_stops(100)
     run(source, target, network)
-    assert len(seen) == 20 - kept
+    assert len(seen) == 30 - kept
     np.testing.assert_array_equal(read(target, 1), pointwise_classes(pixels))
 
 
@@ -255,7 +255,7 @@ def test_files_that_are_no_scenes(tmp_path):
 
 def test_bands_that_do_not_fit(tmp_path):
     scene = write_scene(tmp_path / "five.tif", picture(70, 80, bands=5))
-    with pytest.raises(UserError, match=r"five.tif has 5 bands \(1 gray, .* bands=1,2,3"):
+    with pytest.raises(UserError, match=r"five.tif has 5 bands \(1 gray, .*bands=1,2,3"):
         run(scene, tmp_path / "out.tif")
     with pytest.raises(UserError, match=r"has no band 7, only 5"):
         run(scene, tmp_path / "out.tif", bands=[1, 2, 7])

@@ -12,8 +12,8 @@ from model_utils.converting import pytorch_name
 from model_utils.distributed import Ranks
 from model_utils.entry import load_config
 from model_utils.errors import UserError
+from model_utils.segmenting import image_files, result_names
 from research.sanet import SANet
-from research.sanet.src.api import image_files, result_names
 from research.sanet.src.network import SANetClassifier, SANetNetwork
 from research.sanet.src.task import SANetTask
 from tests import seeded

@@ -14,6 +14,7 @@ from model_utils.files import read_image, write_image
 from model_utils.gradients import LayerGradients, effective_receptive_field, find_layer, grad_cam
 from model_utils.receptive_field import chain
 from model_utils.segmentation import IGNORE
+from model_utils.segmenting import draw_segmentation, to_classes
 from model_utils.windows import resize_aligned
 from research.sanet.src.api import SANet
 from research.sanet.src.classes import CAMVID, CITYSCAPES
@@ -26,9 +27,8 @@ from research.sanet.src.tools.common import ascii_name, ascii_names
 from research.sanet.src.tools.complexity import complexity, parse_size, sanet_complexity
 from research.sanet.src.tools.heatmap import class_numbers, heat_maps, heatmap, logit_heat_map
 from research.sanet.src.tools.receptive_field import last_of, sanet_fields, squares
-from research.sanet.src.tools.segmenting import draw_segmentation
 from research.sanet.src.tools.speed import Timing, cases, durations, measure
-from research.sanet.src.tools.video import segment_video, to_classes, video
+from research.sanet.src.tools.video import segment_video, video
 from tests.seeded import load_fixture
 
 # Of the specification: parameters used in inference and in training; multiply-adds in G of the

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from model_utils.config import group, key
 from model_utils.pixel_classifier import PixelClassifierConfig
+from model_utils.scenes.config import SceneConfig
 from model_utils.task import Config, DataConfig, EvaluateConfig, ExportConfig, InferConfig
 
 
@@ -120,6 +121,7 @@ class SANetInfer(InferConfig):
     scales: list[float] = key([1.0], "zooms whose scores are added", "infer:scales", minimum=0.05)
     flip: bool = key(False, "average with the mirrored image", "infer:flip")
     alpha: float = key(0.5, "weight of the class colours in the overlay", minimum=0, maximum=1)
+    scene: SceneConfig = group(SceneConfig)
 
 
 @dataclass

@@ -1,10 +1,7 @@
 """What is run after training: the prediction build and its forms for export."""
 
 import mindspore as ms
-import numpy as np
 from mindspore import Tensor, nn, ops
-
-from model_utils.windows import resize_aligned
 
 from .network import SANetNetwork
 
@@ -34,10 +31,3 @@ class Prediction(nn.Cell):
         if self.output == "scores":
             return scores
         return ops.Argmax(axis=1, output_type=ms.int32)(scores)
-
-
-def to_classes(result: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Class map (H, W) uint8 of logits or scores (K, h, w), or of a class map of any type."""
-    if result.ndim == 3:
-        result = resize_aligned(result, size).argmax(axis=0)
-    return result.astype(np.uint8)

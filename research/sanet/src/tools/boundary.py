@@ -13,8 +13,9 @@ from model_utils.exporting import ExportInput
 from model_utils.files import read_image, write_image, write_json
 from model_utils.logs import Progress
 from model_utils.segmentation import IGNORE, ClassTable, read_mask, to_eight_bits
+from model_utils.segmenting import image_files, result_names
 
-from ..api import SANet, image_files, result_names
+from ..api import SANet
 from ..config import SANetConfig
 from ..layouts import class_table, mask_values
 from ..network import SANetNetwork

@@ -15,9 +15,9 @@ from model_utils.files import read_image, write_image, write_json
 from model_utils.gradients import LayerGradients, find_layer, grad_cam, stretched
 from model_utils.logs import Progress
 from model_utils.segmentation import ClassTable, to_eight_bits
+from model_utils.segmenting import image_files, result_names
 from model_utils.windows import resize_aligned
 
-from ..api import image_files, result_names
 from ..config import SANetConfig
 from ..prediction import Prediction
 from .common import ascii_names, open_model, trained_network

@@ -24,9 +24,9 @@ from model_utils.receptive_field import (
     write_fields,
 )
 from model_utils.segmentation import to_eight_bits
+from model_utils.segmenting import image_files
 from model_utils.tracing import trace
 
-from ..api import image_files
 from ..config import SANetConfig
 from ..network import VARIANTS, SANetNetwork
 from .common import fresh_network, network_or_fresh

@@ -10,10 +10,10 @@ import numpy as np
 from model_utils.errors import UserError
 from model_utils.files import write_json
 from model_utils.segmentation import ClassTable
+from model_utils.segmenting import to_classes
 from model_utils.video import VideoReport, encoder, open_frames, process_video
 
 from ..config import SANetConfig
-from ..prediction import to_classes
 from .common import open_model
 
 log = logging.getLogger("zoo")
