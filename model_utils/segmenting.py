@@ -240,6 +240,7 @@ class Segmenter(Predictor):
             self.class_maps if only_classes else scores,
             f"{self.task_class.title} {sha256(self.source)[:16]} {mean} {std}",
             multiple=self.multiple,
+            least=self.fitting((1, 1))[0],
             align=self.stride,
             fixed=(sides[0], sides[1]) if sides[0] and sides[1] else None,
         )

@@ -48,6 +48,7 @@ class SceneNetwork:
         channels: bands that each scene must have.
         multiple: heights and widths must be multiples of this; smaller tiles are filled up by
             reflection at the bottom and the right.
+        least: the smallest height and width; likewise.
         align: tiles begin at multiples of this, the product of the network's strides.
         fixed: the only height and width possible, of exported files; None takes any.
     """
@@ -57,6 +58,7 @@ class SceneNetwork:
     key: str = ""
     channels: tuple[int, ...] = (3,)
     multiple: int = 1
+    least: int = 1
     align: int = 1
     fixed: tuple[int, int] | None = None
 
@@ -212,10 +214,10 @@ def scene_grid(size: tuple[int, int], network: SceneNetwork, settings: SceneConf
     """
     wanted = network.fixed or (settings.tile, settings.tile)
     for side in wanted:
-        if side % network.multiple:
+        if side % network.multiple or side < network.least:
             raise UserError(
                 f"tiles of {side} pixels do not fit the network, which takes multiples of "
-                f"{network.multiple}; set --infer.scene.tile accordingly"
+                f"{network.multiple} from {network.least} on; set --infer.scene.tile accordingly"
             )
     width = 0 if settings.blend == "flat" else settings.blend_width
     rows, columns = (
@@ -364,8 +366,9 @@ class _Run:
         """What the network gets for a tile of this shape."""
         if self.network.fixed:
             return self.network.fixed
-        multiple = self.network.multiple
-        return -(-shape[0] // multiple) * multiple, -(-shape[1] // multiple) * multiple
+        multiple, least = self.network.multiple, self.network.least
+        height, width = (max(least, -(-side // multiple) * multiple) for side in shape)
+        return height, width
 
     def _batches(self) -> Iterator[list[_Job]]:
         """Consecutive tiles of one shape, as many as the network takes at once."""

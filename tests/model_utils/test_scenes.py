@@ -373,8 +373,8 @@ def test_small_scenes_and_networks_of_fixed_or_multiple_size(tmp_path, size):
         shapes.add(images.shape[2:])
         return pointwise(images)
 
-    run(source, tmp_path / "a.tif", SceneNetwork(prepare, watch, multiple=32, align=32), tile=96)
-    assert all(side % 32 == 0 for shape in shapes for side in shape)
+    run(source, tmp_path / "a.tif", SceneNetwork(prepare, watch, multiple=32, align=32, least=64), tile=96)
+    assert all(side % 32 == 0 and side >= 64 for shape in shapes for side in shape)
     shapes.clear()
     run(source, tmp_path / "b.tif", SceneNetwork(prepare, watch, fixed=(48, 80)), batch=2)
     assert shapes == {(48, 80)}
