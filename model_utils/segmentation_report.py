@@ -41,7 +41,7 @@ class Report:
 
     def __init__(self, output: Path, dataset: SegmentationData, pictures: int) -> None:
         self.output = output
-        self.chosen = _spread(len(dataset), pictures)
+        self.chosen = spread(len(dataset), pictures)
         self.names = _file_names(dataset)
         self.shown = set(np.array(sorted(self.chosen), int)[_places(len(self.chosen), _ROWS)])
         self.rows: dict[int, tuple[list[np.ndarray], list[str]]] = {}
@@ -101,7 +101,8 @@ def _places(length: int, count: int) -> np.ndarray:
     return np.unique(np.linspace(0, max(0, length - 1), min(count, length)).round().astype(int))
 
 
-def _spread(length: int, count: int) -> set[int]:
+def spread(length: int, count: int) -> set[int]:
+    """``count`` numbers below ``length``, evenly spread, ends included; all if there are fewer."""
     return set(_places(length, count).tolist())
 
 

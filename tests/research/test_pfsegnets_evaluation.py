@@ -525,11 +525,12 @@ def test_two_ranks_find_what_one_finds(tmp_path):
         for rank in range(2):
             assert read_json(tmp_path / f"{kind}{rank}.json") == one
         # The first rank has written everybody's images.
-        names = sorted(path.name for path in (tmp_path / f"one_{kind}/predictions").iterdir())
-        assert len(names) == 3 * 3
+        alone = tmp_path / f"one_{kind}"
+        names = sorted(path.relative_to(alone) for path in alone.rglob("*_c*.png"))
+        assert len(names) == 2 * 3 + (2 * 3 if kind == "patches" else 0)
         for name in names:
-            two, alone = (tmp_path / f"{out}_{kind}/predictions" / name for out in ("out", "one"))
-            assert two.read_bytes() == alone.read_bytes(), name
+            two = tmp_path / f"out_{kind}" / name
+            assert two.read_bytes() == (alone / name).read_bytes(), name
 
 
 # -- files --------------------------------------------------------------------------------------
@@ -558,6 +559,22 @@ def test_what_is_written_is_what_was_measured(data, tmp_path):
         list(by_image["0.005"]["classes"].values()), expected / len(dataset), rtol=1e-12
     )
     assert any("0.5 % of the diagonal" in line for line in protocol_lines(metrics))
+
+
+def test_whole_images_are_written(tmp_path):
+    patches, whole = make_patches(tmp_path)
+    evaluate(scorer, whole, make_config(pictures=3), ONE, tmp_path / "whole_out")
+    evaluate(scorer, patches, make_config(pictures=2), ONE, tmp_path / "out")
+    folder = tmp_path / "out/whole_images/images"
+    # The first and the last of P0002, P0010, area_1_2.
+    assert sorted(path.name for path in folder.glob("*_classes.png")) == [
+        "P0002_classes.png", "area_1_2_classes.png"
+    ]  # fmt: skip
+    for name, own in (("P0002", "P0001"), ("area_1_2", "P0002")):
+        for kind in ("classes", "colours"):
+            found = read_image(folder / f"{name}_{kind}.png", 0)
+            expected = read_image(tmp_path / f"whole_out/predictions/{own}_{kind}.png", 0)
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_resized_images_are_drawn_at_the_size_they_were_measured(data, tmp_path):

@@ -1,7 +1,7 @@
 """Measuring PFNet on a split: mean IoU and its companions, the same on any number of ranks."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from mindspore import nn
 from model_utils.data import EvaluationSampler
 from model_utils.distributed import Ranks, sum_over_ranks
 from model_utils.errors import UserError
+from model_utils.files import write_image
 from model_utils.metrics.segmentation import ConfusionMatrix
 from model_utils.segmentation_evaluation import (
     ChosenSampler,
@@ -151,15 +152,14 @@ def evaluate(
     # Only one rank has an output folder; what is measured must not depend on the rank.
     writes = bool(sum_over_ranks(np.array([output is not None]), ranks)[0])
     protocol, counted = Protocol.of(config), len(dataset.classes)
-    figures = _Figures(dataset, config, ranks, writes)
+    figures = _Figures(dataset, config, ranks, writes, output)
     process: Callable[[np.ndarray], np.ndarray]
     if figures.mosaic is None:
         process, largest = classifier_of(source, counted, protocol), _first_map
     else:
         process, largest = scores_of(source, counted, protocol), _largest
     report = Report(output, dataset, config.evaluate.pictures) if output is not None else None
-    sampler = figures.sampler
-    in_order = figures.mosaic is not None
+    sampler, in_order = figures.sampler, figures.mosaic is not None
     for index, label, result in results(
         process, dataset, sampler, config, ranks.first, ordered=in_order
     ):
@@ -170,10 +170,13 @@ def evaluate(
     metrics = figures.metrics(protocol.describe())
     if report:
         # Only this rank writes: what the others measured is predicted once more.
-        others = set(range(len(dataset))) - set(sampler.indices)
-        rest = ChosenSampler(sorted(filter(report.wants, others)))
-        for index, label, result in results(process, dataset, rest, config, False):
+        rest = figures.rest(report.wants)
+        for index, label, result in results(
+            process, dataset, ChosenSampler(rest), config, False, ordered=in_order
+        ):
             report.add(index, dataset, label, largest(result))
+            figures.draw(index, label, result)
+        figures.finish()
         metrics.update(report.finish(figures.split.confusion, figures.split.boundary, dataset))
     return metrics
 
@@ -194,27 +197,34 @@ class _Figures:
         config: ``evaluate``.
         ranks: this process's place.
         boundaries: measure boundaries, too.
+        output: where class maps of whole images are written; None writes none.
     """
 
     def __init__(
-        self, dataset: SegmentationData, config: PFNetConfig, ranks: Ranks, boundaries: bool
+        self,
+        dataset: SegmentationData,
+        config: PFNetConfig,
+        ranks: Ranks,
+        boundaries: bool,
+        output: Path | None,
     ) -> None:
-        keys, self.ranks, self.names = config.evaluate, ranks, dataset.classes.names
-        self.beta = keys.beta
+        keys, self.ranks, self.classes = config.evaluate, ranks, dataset.classes
+        self.beta, count = keys.beta, len(dataset)
         self.split = SplitFigures(dataset, ranks, has_boundary=boundaries)
         self.by_image: ImageBoundaryScores | None = None
         if boundaries:
-            self.by_image = ImageBoundaryScores(
-                len(dataset), len(self.names), keys.boundary_thresholds
-            )
+            self.by_image = ImageBoundaryScores(count, len(self.classes), keys.boundary_thresholds)
         self.mosaic: Mosaic | None = None
-        self.sampler = EvaluationSampler(len(dataset), 1, ranks)
+        self.sampler = EvaluationSampler(count, 1, ranks)
+        self.order: Sequence[int] = range(count)
         # Resized patches no longer fit together.
-        if keys.mosaic and not keys.resize:
-            plan = MosaicPlan([dataset.name(index) for index in range(len(dataset))])
-            if plan.patches:
-                self.mosaic = Mosaic(plan, len(self.names))
-                self.sampler = ChosenSampler(plan.order(ranks))
+        plan = MosaicPlan([dataset.name(index) for index in range(count)])
+        if keys.mosaic and not keys.resize and plan.patches:
+            self.mosaic = Mosaic(plan, len(self.classes))
+            self.sampler = ChosenSampler(plan.order(ranks))
+            self.order = plan.order(Ranks())
+            if output is not None:
+                self.mosaic.draw_to(functools.partial(self._write, output), keys.pictures)
 
     def add(self, index: int, label: np.ndarray, classes: np.ndarray, result: np.ndarray) -> None:
         """Count one image: label and classes (H, W), and logits (K, H, W) for mosaics."""
@@ -223,6 +233,27 @@ class _Figures:
             self.by_image.add(index, label, classes)
         if self.mosaic:
             self.mosaic.add(index, label, result)
+
+    def rest(self, wanted: Callable[[int], bool]) -> list[int]:
+        """Images to draw that another rank has measured: those ``wanted``, those of mosaics."""
+        mine = set(self.sampler.indices)
+        drawn = self.mosaic.drawn_members if self.mosaic else set()
+        return [i for i in self.order if i not in mine and (i in drawn or wanted(i))]
+
+    def draw(self, index: int, label: np.ndarray, result: np.ndarray) -> None:
+        """Add one of the ``rest`` to its mosaic, after ``metrics``: it is drawn, not counted."""
+        if self.mosaic and index in self.mosaic.drawn_members:
+            self.mosaic.add(index, label, result)
+
+    def finish(self) -> None:
+        """Write the last mosaic."""
+        if self.mosaic:
+            self.mosaic.finish()
+
+    def _write(self, output: Path, source: str, classes: np.ndarray) -> None:
+        stem = output / "whole_images" / source
+        write_image(stem.with_name(f"{stem.name}_classes.png"), classes)
+        write_image(stem.with_name(f"{stem.name}_colours.png"), self.classes.colourise(classes))
 
     def metrics(self, protocol: str) -> dict[str, Any]:
         """The figures over all ranks, which all must call."""
@@ -255,7 +286,7 @@ class _Figures:
         }
 
     def _by_name(self, values: np.ndarray) -> dict[str, float]:
-        return dict(zip(self.names, values.tolist(), strict=True))
+        return dict(zip(self.classes.names, values.tolist(), strict=True))
 
 
 def f_beta(confusion: ConfusionMatrix, beta: float = 1.0) -> np.ndarray:

@@ -8,7 +8,7 @@ strip, so that memory holds one patch's height of one image, not the image.
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import numpy as np
 from model_utils.distributed import Ranks
 from model_utils.metrics.segmentation import ConfusionMatrix
 from model_utils.segmentation import IGNORE
+from model_utils.segmentation_report import spread
 
 log = logging.getLogger("zoo")
 
@@ -126,12 +127,25 @@ class Mosaic:
 
     def __init__(self, plan: MosaicPlan, classes: int) -> None:
         self.plan = plan
+        self.drawn_members: set[int] = set()
+        self._draw: Callable[[str, np.ndarray], None] | None = None
         self.confusion = ConfusionMatrix(classes)
         self.images = 0
         self._sources = {source.name: source for source in plan.sources}
         self._strip: _Strip | None = None
         self._name = ""
         self._warned = False
+
+    def draw_to(self, draw: Callable[[str, np.ndarray], None], count: int) -> None:
+        """Also give the class maps of some sources.
+
+        Args:
+            draw: takes a source's name and its classes (H, W) uint8, 255 where no patch lies.
+            count: how many, evenly spread; their maps are in memory while their patches come in.
+        """
+        self._draw = draw
+        for place in spread(len(self.plan.sources), count):
+            self.drawn_members.update(self.plan.sources[place].members)
 
     def add(self, index: int, truth: np.ndarray, logits: np.ndarray) -> None:
         """Add one image of the split; what is no patch is left out.
@@ -153,7 +167,8 @@ class Mosaic:
             return
         if patch.source != self._name:
             self.finish()
-            self._strip = _Strip(self._sources[patch.source], self.confusion)
+            source = self._sources[patch.source]
+            self._strip = _Strip(source, self.confusion, index in self.drawn_members)
             self._name = patch.source
         assert self._strip is not None
         if self._strip.add(patch, truth, logits):
@@ -173,14 +188,17 @@ class Mosaic:
         if self._strip is not None:
             self._strip.close()
             self.images += 1
+            if self._strip.map is not None and self._draw:
+                self._draw(self._name, self._strip.map)
         self._strip, self._name = None, ""
 
 
 class _Strip:
     """The part of one image that later patches may still change."""
 
-    def __init__(self, source: Source, confusion: ConfusionMatrix) -> None:
+    def __init__(self, source: Source, confusion: ConfusionMatrix, drawn: bool) -> None:
         self.source, self.confusion = source, confusion
+        self.map = np.full(source.size, IGNORE, np.uint8) if drawn else None
         self.first = 0
         across = source.size[1 - source.along]
         # Strips are kept with their direction of travel first: (line, K, across).
@@ -212,9 +230,14 @@ class _Strip:
     def _count_before(self, line: int) -> None:
         """Measure and forget all lines before ``line``."""
         done = min(max(0, line - self.first), len(self.truth))
-        truth = np.where(self.counts[:done] > 0, self.truth[:done], IGNORE)
+        covered = self.counts[:done] > 0
         # The sum's largest class is the mean's: a pixel's logits are all divided alike.
-        self.confusion.update(truth, self.logits[:done].argmax(axis=1))
+        classes = self.logits[:done].argmax(axis=1).astype(np.uint8)
+        self.confusion.update(np.where(covered, self.truth[:done], IGNORE), classes)
+        if self.map is not None:
+            lines = slice(self.first, self.first + done)
+            target = self.map.T if self.source.along else self.map
+            target[lines] = np.where(covered, classes, IGNORE)
         self.logits, self.counts = self.logits[done:].copy(), self.counts[done:].copy()
         self.truth = self.truth[done:].copy()
         self.first = max(self.first, line) if not len(self.truth) else self.first + done
