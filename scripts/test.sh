@@ -18,7 +18,8 @@ step() {
 step ruff check .
 step ruff format --check .
 step mypy
-step shellcheck --external-sources --source-path="$root" scripts/*.sh research/*/scripts/*.sh .ci/run
+step shellcheck --external-sources --source-path="$root" scripts/*.sh research/*/scripts/*.sh \
+  research/*/docker/*.sh .ci/run
 [ "${SKIP_SLOW:-0}" = 0 ] || set -- -m "not slow" "$@"
 # By file: the tests of a file share what they trained and exported.
 step python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile "$@"

@@ -82,7 +82,8 @@ def test_the_rows_give_the_defaults_and_no_unknown_keys(network, name):
 def test_scripts_modules_and_configurations_are_listed(network, name):
     folder = ROOT / "research" / network
     text = text_of(folder, name)
-    files = [*folder.glob("*.py"), *folder.glob("scripts/*.sh"), *folder.glob("src/**/*.py")]
+    files = [*folder.glob("*.py"), *folder.glob("src/**/*.py")]
+    files += [*folder.glob("scripts/*.sh"), *folder.glob("docker/*.sh")]
     files += (ROOT / "configs" / network).glob("*.yaml")
     # An __init__.py is only worth a line at the top.
     wanted = {file.name for file in files if file.name != "__init__.py"}
