@@ -301,20 +301,25 @@ class Segmenter(Predictor):
 
     def _segmented(self, files: list[Path]) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
         """File, image (H, W, 3) uint8 and classes (H, W); neighbours of one size at once."""
-        keys = self.config.infer
-        single = tuple(keys.scales) == (1.0,) and not keys.flip
         images = ((path, to_eight_bits(read_image(path), path)) for path in files)
         for _, group in itertools.groupby(images, lambda item: item[1].shape):
-            while part := list(itertools.islice(group, keys.batch_size)):
-                if single:
-                    maps = self.class_maps(np.stack([self.normalise(i, p) for p, i in part]))
-                else:
-                    scales = tuple(keys.scales)
-                    maps = np.stack(
-                        [self.scores(i, scales, keys.flip).argmax(axis=0) for _, i in part]
-                    )
-                for (path, image), classes in zip(part, maps, strict=True):
-                    yield path, image, classes.astype(np.uint8)
+            while part := list(itertools.islice(group, self.config.infer.batch_size)):
+                paths, pictures = zip(*part, strict=True)
+                yield from zip(paths, pictures, self.segment(pictures, paths), strict=True)
+
+    def segment(self, images: Sequence[np.ndarray], names: Sequence[object]) -> np.ndarray:
+        """Class maps (N, H, W) uint8 of images of one size, as infer.py makes them.
+
+        Args:
+            images: (H, W, 3) RGB uint8.
+            names: what to call them in messages.
+        """
+        keys = self.config.infer
+        if tuple(keys.scales) == (1.0,) and not keys.flip:
+            normalised = [self.normalise(i, n) for i, n in zip(images, names, strict=True)]
+            return self.class_maps(np.stack(normalised))
+        scores = (self.scores(image, tuple(keys.scales), keys.flip) for image in images)
+        return np.stack([each.argmax(axis=0).astype(np.uint8) for each in scores])
 
 
 def image_files(given: PathLike) -> list[Path]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from model_utils.config import group, key
 from model_utils.pixel_classifier import PixelClassifierConfig
+from model_utils.scenes.config import SceneConfig
 from model_utils.task import Config, DataConfig, EvaluateConfig, ExportConfig, InferConfig
 
 
@@ -165,6 +166,7 @@ class PFNetInfer(InferConfig):
     flip: bool = key(False, "average with the mirrored image", "infer:flip")
     resize: int = key(0, "side of the square images are resized to; 0 keeps them", minimum=0)
     alpha: float = key(0.5, "weight of the class colours in the overlay", minimum=0, maximum=1)
+    scene: SceneConfig = group(SceneConfig)
 
 
 @dataclass

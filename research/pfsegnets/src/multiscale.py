@@ -14,7 +14,7 @@ from PIL import Image
 
 from model_utils.errors import UserError
 from model_utils.segmentation_evaluation import Scorer
-from model_utils.windows import WindowMean, resize_aligned, windows
+from model_utils.windows import WindowMean, fill_up, resize_aligned, windows
 
 from .config import PFNetConfig
 
@@ -124,10 +124,13 @@ def padded(images: np.ndarray, least: int = STRIDE) -> np.ndarray:
         (N, 3, H', W'), both sides multiples of 32 and at least ``least``; the same array if
         they are already.
     """
-    beside = [max(least, -(-side // STRIDE) * STRIDE) - side for side in images.shape[2:]]
-    if not any(beside):
-        return images
-    return np.pad(images, ((0, 0), (0, 0), (0, beside[0]), (0, beside[1])), "symmetric")
+    return fill_up(images, padded_size((images.shape[2], images.shape[3]), least))
+
+
+def padded_size(size: tuple[int, int], least: int = STRIDE) -> tuple[int, int]:
+    """Height and width of :func:`padded` images."""
+    height, width = (max(least, -(-side // STRIDE) * STRIDE) for side in size)
+    return height, width
 
 
 def full_logits(scorer: Scorer, images: np.ndarray, least: int = STRIDE) -> np.ndarray:
