@@ -215,7 +215,7 @@ class PFNetTask(Task):
                 (
                     config,
                     weights,
-                    f"--scene={data / 'val' / 'images'}",
+                    f"--scene={data / 'test' / 'images'}",
                     f"--output_path={folder / 'infer'}",
                 ),
                 "infer",
