@@ -46,7 +46,8 @@ class Manifest:
         whole = 0
         if self.path.is_file():
             settings, self.done, whole = _read(self.path)
-            self._compare(settings)
+            if whole:
+                self._compare(settings)
         with explain_os_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             stream = open(self.path, "ab")

@@ -122,9 +122,12 @@ class RowReader:
         self._bands = chosen
         self._palette: np.ndarray | None = None
         if len(chosen) == 1 and interpretation[chosen[0] - 1] == ColorInterp.palette:
-            self._palette = np.zeros((256, 3), np.uint8)
+            palette = np.zeros((256, 3), np.uint8)
             for number, colour in data.colormap(chosen[0]).items():
-                self._palette[number] = colour[:3]
+                palette[number] = colour[:3]
+            # Grey BMPs have a palette of all greys.
+            if (palette != np.arange(256)[:, None]).any():
+                self._palette = palette
         self.channels = 3 if self._palette is not None else len(chosen)
         kinds = {data.dtypes[band - 1] for band in chosen}
         if kinds != {"uint8"}:
@@ -357,7 +360,10 @@ def nearest_centre(places: Sequence[Place], size: tuple[int, int]) -> Combine:
         if len(parts) == 1:
             return parts[0]
         nearest = np.argmax([distance(places[i], cell) for i in numbers], axis=0)
-        return np.choose(nearest, parts)
+        chosen = parts[0].copy()
+        for number, part in enumerate(parts):
+            np.copyto(chosen, part, where=nearest == number)
+        return chosen
 
     return combine
 
