@@ -178,3 +178,30 @@ def test_joint_loss_equals_published_code():
     keys = ("total", "seg_loss", "edge_loss_layer3", "edge_loss_layer2", "edge_loss_layer1")
     for key, value in zip(keys, found, strict=True):
         assert value.item() == pytest.approx(expected[key], rel=1e-5), key
+
+
+def test_resnet101_equals_this_network():
+    """No stored values at hand: two implementations from one description."""
+    from mindspore import Tensor
+
+    from model_utils.converting import pytorch_name
+    from research.pfsegnets.src.network import PFNet
+
+    points = {"max_pool_size": 6, "avg_pool_size": 5, "edge_points": 64}
+    ours = PFNet("resnet101", 16, dropout="none", **points)
+    weights = {}
+    for parameter in ours.get_parameters():
+        name = pytorch_name(parameter.name)
+        weights[name] = seeded.parameter(name, parameter.shape, 0.55)
+        parameter.set_data(Tensor(weights[name]))
+    assert sum(array.size for name, array in weights.items() if "running" not in name) == 51_986_131
+    ours.set_train(False)
+    theirs = torch_reference.PFNetTorch("resnet101", 16, dropout=0.0, **points)
+    torch_reference.copy_weights(theirs, weights)
+    image = seeded.network_input("image37", (1, 3, 256, 256))
+    with torch.inference_mode():
+        logits, edges = theirs.eval()(torch.from_numpy(image))
+    found, found_edges = ours(Tensor(image))
+    assert relative(found.asnumpy(), logits.numpy()) < 1e-5
+    for mine, other in zip(found_edges, edges, strict=True):
+        assert relative(mine.asnumpy(), other.numpy()) < 2e-5
