@@ -8,6 +8,7 @@ finished, lies on disk (``store``), so that a stopped run goes on where it stopp
 import contextlib
 import logging
 import os
+import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -159,11 +160,10 @@ def predict_scene(
     folder = Path(f"{result}.parts")
     begun = time.perf_counter()
     with FolderLock(folder), contextlib.ExitStack() as stack:
+        stack.callback(_remove_if_empty, folder)
         sources = []
         for place, path in enumerate(paths):
-            source = SceneSource(
-                path, network.channels[place], settings.bands, folder / f"unpacked_{place}.tif"
-            )
+            source = SceneSource(path, network.channels[place], settings.bands, folder)
             stack.callback(source.close)
             sources.append(source)
         _check_alike(sources)
@@ -173,7 +173,8 @@ def predict_scene(
         report = SceneReport(result, (first.height, first.width), len(grid))
         identity = _identity(sources, network, layers, settings)
         files = {"files": [source.state() for source in sources]}
-        number = run_number({**identity, **files})
+        form = [settings.compress, settings.overviews, str(layers.colours)]
+        number = run_number({**identity, **files, "form": form})
         if settings.resume and is_finished(result, number):
             log.info("%s is complete; --infer.scene.resume=false makes it anew", result)
             store.remove()
@@ -298,6 +299,12 @@ def _tell_kept(store: PartStore, source: SceneSource) -> None:
             "%d of %d tiles are kept (to look at: %s); the same command goes on from there",
             kept, len(store.grid), mosaic,
         )  # fmt: skip
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Leave nothing behind a run that could not begin."""
+    if folder.is_dir() and all(file.suffix in ("", ".json") for file in folder.iterdir()):
+        shutil.rmtree(folder)
 
 
 def _read(sources: Sequence[SceneSource], tile: Tile) -> list[Patch]:

@@ -1,6 +1,7 @@
 """Scenes as they are read: windows of any raster that GDAL knows, with what is missing in them."""
 
 import contextlib
+import glob
 import logging
 import os
 import warnings
@@ -36,6 +37,8 @@ _ENVIRONMENT = {
     "GDAL_CACHEMAX": CACHE_BYTES,
     # Open files of a virtual mosaic; the default of 450 holds a block of each.
     "GDAL_MAX_DATASET_POOL_SIZE": 32,
+    # A JPEG that ends early is an error, not grey below.
+    "GDAL_ERROR_ON_LIBJPEG_WARNING": "TRUE",
 }
 
 
@@ -72,8 +75,8 @@ class SceneSource:
         path: any raster file that GDAL reads.
         channels: bands wanted.
         bands: which, counted from 1; empty chooses, see :func:`choose_bands`.
-        scratch: where to put a copy of files that cannot be read in windows; None reads them
-            as they are.
+        scratch: folder for copies of files that cannot be read in windows; None reads them as
+            they are.
 
     Raises:
         UserError: missing, no raster, or without fitting bands.
@@ -242,9 +245,14 @@ def _is_sequential(dataset: Any) -> bool:
     return strips and dataset.compression is not None
 
 
-def _unpacked(dataset: Any, path: Path, target: Path) -> Any:
+def _unpacked(dataset: Any, path: Path, scratch: Path) -> Any:
     """The raster as a tiled file without compression, written now unless it is there."""
+    found = path.stat()
+    # Its name tells of which state of which file it is a copy.
+    target = scratch / f"unpacked_{path.stem}_{found.st_size}_{found.st_mtime_ns}.tif"
     if not target.is_file():
+        for stale in scratch.glob(f"unpacked_{glob.escape(path.stem)}_*.tif"):
+            stale.unlink()
         log.info("%s cannot be read in windows; unpacking it once to %s", path, target)
         with atomic_path(target) as temporary:
             options = {"TILED": "YES", "BLOCKXSIZE": 512, "BLOCKYSIZE": 512, "BIGTIFF": "IF_SAFER"}

@@ -274,6 +274,7 @@ class PartStore:
         if overviews == "auto":
             overviews = "nearest" if self.layers.kind == "classes" else "average"
         options: dict[str, Any] = {"COMPRESS": compress.upper(), "BIGTIFF": "IF_SAFER"}
+        options["NUM_THREADS"] = min(4, os.cpu_count() or 1)
         if compress != "none" and self.layers.dtype == "float32":
             options["PREDICTOR"] = "YES"
         if overviews == "none":

@@ -12,6 +12,7 @@ from rasterio.enums import ColorInterp
 from rasterio.rpc import RPC
 from rasterio.transform import Affine
 
+from model_utils.errors import UserError
 from model_utils.scenes import source as scene_source
 from model_utils.scenes.engine import SceneNetwork, largest, predict_scene
 from model_utils.scenes.generating import generate_scene
@@ -351,7 +352,7 @@ def test_files_that_cannot_be_read_in_windows_are_unpacked_once(tmp_path, monkey
     else:
         write_scene(path, pixels, tiled=False, blockysize=16, blockxsize=130)
     run(path, tmp_path / "out.tif", most_tiles=1)
-    unpacked = tmp_path / "out.tif.parts" / "unpacked_0.tif"
+    (unpacked,) = (tmp_path / "out.tif.parts").glob("unpacked_scene_*.tif")
     np.testing.assert_array_equal(read(unpacked), pixels)
     before = unpacked.stat().st_mtime_ns
     run(path, tmp_path / "out.tif", most_tiles=1)
@@ -360,7 +361,20 @@ def test_files_that_cannot_be_read_in_windows_are_unpacked_once(tmp_path, monkey
     np.testing.assert_array_equal(read(tmp_path / "out.tif", 1), pointwise_classes(pixels))
     tiled = write_scene(tmp_path / "tiled.tif", pixels)
     run(tiled, tmp_path / "b.tif", most_tiles=1)
-    assert not (tmp_path / "b.tif.parts" / "unpacked_0.tif").exists()
+    assert not list((tmp_path / "b.tif.parts").glob("unpacked*"))
+
+
+def test_an_unpacked_copy_of_an_older_file_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(scene_source, "CACHE_BYTES", 10_000)
+    path = tmp_path / "scene.png"
+    cv2.imwrite(str(path), np.moveaxis(picture(75, 130)[::-1], 0, 2))
+    run(path, tmp_path / "out.tif", most_tiles=1)
+    changed = picture(75, 130, seed=3)
+    cv2.imwrite(str(path), np.moveaxis(changed[::-1], 0, 2))
+    with pytest.raises(UserError, match="scene.png has changed since"):
+        run(path, tmp_path / "out.tif")
+    run(path, tmp_path / "out.tif", resume=False)
+    np.testing.assert_array_equal(read(tmp_path / "out.tif", 1), pointwise_classes(changed))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 200), (64, 64), (40, 30)])
@@ -373,7 +387,12 @@ def test_small_scenes_and_networks_of_fixed_or_multiple_size(tmp_path, size):
         shapes.add(images.shape[2:])
         return pointwise(images)
 
-    run(source, tmp_path / "a.tif", SceneNetwork(prepare, watch, multiple=32, align=32, least=64), tile=96)
+    run(
+        source,
+        tmp_path / "a.tif",
+        SceneNetwork(prepare, watch, multiple=32, align=32, least=64),
+        tile=96,
+    )
     assert all(side % 32 == 0 and side >= 64 for shape in shapes for side in shape)
     shapes.clear()
     run(source, tmp_path / "b.tif", SceneNetwork(prepare, watch, fixed=(48, 80)), batch=2)

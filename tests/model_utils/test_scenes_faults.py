@@ -245,6 +245,12 @@ def test_files_that_are_no_scenes(tmp_path):
     (tmp_path / "cut.png").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     with pytest.raises(UserError, match="cut.png.* cannot be read .* copy it again"):
         run(tmp_path / "cut.png", target)
+    jpeg = tmp_path / "cut.jpg"
+    cv2.imwrite(str(jpeg), np.moveaxis(picture(90, 80), 0, 2))
+    jpeg.write_bytes(jpeg.read_bytes()[: jpeg.stat().st_size // 2])
+    with pytest.raises(UserError, match="cut.jpg.* cannot be read .* copy it again"):
+        run(jpeg, target)
+    assert not Path(f"{target}.parts").exists()
     folder = tmp_path / "nothing here"
     folder.mkdir()
     with pytest.raises(UserError, match=r"nothing here holds no scene \(\.png"):
