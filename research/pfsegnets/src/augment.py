@@ -77,8 +77,8 @@ def resize_image(
 ) -> np.ndarray:
     """Resize bicubically as Pillow does: smoothing where an image shrinks.
 
-    Only the region asked for is computed; it equals the same region of the whole, up to one
-    grey level where a value lies between two.
+    Only the region asked for is computed. It equals the same region of the whole, but for what
+    Pillow rounds and clips between its two passes, whose order follows from the sizes.
 
     Args:
         image: (H, W, 3) uint8.
@@ -267,7 +267,7 @@ class Augmentation:
             border = (self.crop - side) // 2 + 1 if side < self.crop else 0
             low, high = -border, side + border - self.crop
             if centre is not None:
-                place = int((centre[axis] + 0.5) * zoom)
+                place = int((centre[axis] + 0.5) * side / label.shape[axis])
                 low, high = max(low, place - self.crop + 1), min(high, place)
             start.append(int(rng.integers(low, max(low, high) + 1)))
         offset = [max(0, first) for first in start]

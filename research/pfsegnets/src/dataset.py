@@ -117,10 +117,10 @@ def build_dataset(
     """
     data = config.data
     augment = split == "train" if augment is None else augment
-    classes = class_table(config)
     pairs = find_pairs(data, split)
     if pairs is None:
         return None
+    classes = class_table(config)
     dataset = SegmentationDataset(
         pairs,
         classes,
