@@ -577,6 +577,17 @@ def test_whole_images_are_written(tmp_path):
             np.testing.assert_array_equal(found, expected)
 
 
+def test_whole_images_are_written_below_the_output_only(tmp_path):
+    """Images that lists name by absolute paths have absolute names."""
+    patches, _ = make_patches(tmp_path / "data")
+    patches._root = None
+    assert Path(patches.name(0)).is_absolute()
+    before = sorted((tmp_path / "data").rglob("*"))
+    evaluate(scorer, patches, make_config(pictures=2), ONE, tmp_path / "out")
+    assert sorted((tmp_path / "data").rglob("*")) == before
+    assert len(list((tmp_path / "out/whole_images").rglob("*_classes.png"))) == 2
+
+
 def test_resized_images_are_drawn_at_the_size_they_were_measured(data, tmp_path):
     dataset = copy.copy(data[0])
     dataset.resize = 64

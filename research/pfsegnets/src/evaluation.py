@@ -251,7 +251,9 @@ class _Figures:
             self.mosaic.finish()
 
     def _write(self, output: Path, source: str, classes: np.ndarray) -> None:
-        stem = output / "whole_images" / source
+        # Images elsewhere than in the data's folder have absolute names.
+        below = [part for part in Path(source).parts if part not in ("..", Path(source).anchor)]
+        stem = output.joinpath("whole_images", *below)
         write_image(stem.with_name(f"{stem.name}_classes.png"), classes)
         write_image(stem.with_name(f"{stem.name}_colours.png"), self.classes.colourise(classes))
 
