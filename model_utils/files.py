@@ -10,6 +10,7 @@ import re
 import stat
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -197,6 +198,12 @@ def read_image(path: PathLike, channels: int = 3) -> np.ndarray:
     with quiet_opencv:
         image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
     if image is None:
+        bands = _tiff_bands(path, data)
+        if bands > 4:
+            raise UserError(
+                f"image {path} has {bands} bands; only grey, RGB and RGB with one more are read: "
+                "write the three you want to a file of their own"
+            )
         raise UserError(
             f"image {path} is corrupt or of an unknown format ({data.size} bytes); "
             "replace or remove it"
@@ -209,6 +216,22 @@ def read_image(path: PathLike, channels: int = 3) -> np.ndarray:
         return np.repeat(image[:, :, None], 3, axis=2) if channels == 3 else image
     # Several times as fast as reversing the axis in NumPy; cvtColor lacks some types.
     return cv2.merge(cv2.split(image)[::-1]) if image.shape[2] == 3 else image
+
+
+def _tiff_bands(path: PathLike, data: np.ndarray) -> int:
+    """Number of bands of a TIFF that OpenCV does not read; 0 of any other file."""
+    if data[:2].tobytes() not in (b"II", b"MM"):
+        return 0
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(path) as source:
+                return int(source.count)
+    except RasterioIOError:
+        return 0
 
 
 def write_image(path: PathLike, image: np.ndarray) -> None:

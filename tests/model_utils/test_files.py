@@ -135,6 +135,28 @@ def test_a_corrupt_image_is_named(tmp_path, content):
         read_image(tmp_path / "b.png")
 
 
+def test_an_image_of_many_bands_is_not_called_corrupt(tmp_path):
+    import rasterio
+    from rasterio import Affine
+
+    path = tmp_path / "Luftbild ä.tif"
+    profile = {"driver": "GTiff", "width": 6, "height": 4, "dtype": "uint8"}
+    profile["transform"] = Affine(1, 0, 9, 0, -1, 9)
+    pixels = np.arange(120, dtype=np.uint8).reshape(5, 4, 6)
+    for count in (3, 4, 5):
+        with rasterio.open(path, "w", count=count, **profile) as target:
+            target.write(pixels[:count])
+        if count < 5:
+            np.testing.assert_array_equal(read_image(path), pixels[:3].transpose(1, 2, 0))
+    with pytest.raises(
+        UserError, match=r"Luftbild ä\.tif has 5 bands; only grey, RGB and RGB with"
+    ):
+        read_image(path)
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(UserError, match=r"Luftbild ä\.tif is corrupt"):
+        read_image(path)
+
+
 def test_opencv_says_nothing_of_its_own_about_a_corrupt_image(tmp_path, capfd):
     def read():
         with pytest.raises(UserError, match=r"a\.png is corrupt"):
