@@ -6,36 +6,28 @@ image and weights, and their outputs are compared.
 """
 
 import argparse
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from model_utils import benchmarking
+from model_utils import benchmarking, contenders
 from model_utils.benchmarking import Benchmark, Contender, Job, Run, Section, Settings
+from model_utils.contenders import Subject
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmark.py"
 LEARNING_RATE = 0.01
 CLASSES = 19
 VARIANTS = ("S", "M", "L")
-# Of bfloat16, relative to the largest logit: it keeps 8 bits.
-HALF_TOLERANCE = 0.05
-# Of He's initial weights, the smaller the deeper the network (_settle).
+# Of He's initial weights, the smaller the deeper the network.
 GAINS = {"S": 0.65, "M": 0.6, "L": 0.5}
 
 
 def prepare(job: Job, seed: int = 0) -> None:
     """Write inputs, weights and exported networks for all contenders."""
-    import mindspore as ms
-    from mindspore import Tensor
-
     from model_utils import runtime
-    from model_utils.converting import pytorch_name
-    from model_utils.folding import fold
-    from model_utils.mindir2onnx import convert
 
     from .network import SANetNetwork
     from .prediction import Prediction
@@ -48,17 +40,9 @@ def prepare(job: Job, seed: int = 0) -> None:
     np.savez(job.folder / "inputs.npz", image=image, **_training_batch(settings, rng))
     for variant in settings["variant"]:
         network = SANetNetwork(variant, CLASSES, seed=seed)
-        _settle(network, GAINS[variant], rng)
-        arrays = {pytorch_name(p.name): p.asnumpy() for p in network.get_parameters()}
-        np.savez(job.folder / f"weights_{variant}.npz", **arrays)  # type: ignore[arg-type]
-        cell = Prediction(network)
-        cell.set_train(False)
-        forms = {"plain": cell, "folded": fold(cell, (1, 3, 64, 64)).cell}
-        for form, member in forms.items():
-            path = job.folder / f"{form}_{variant}"
-            ms.export(member, Tensor(image), file_name=str(path), file_format="MINDIR")
-        path = job.folder / f"folded_{variant}"
-        convert(path.with_suffix(".mindir"), path.with_suffix(".onnx"), input_names=["image"])
+        contenders.settle(network, GAINS[variant], rng)
+        contenders.write_weights(job, variant, network)
+        contenders.write_files(job, _subject(variant), Prediction(network))
 
 
 def _training_batch(settings: Settings, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -73,184 +57,44 @@ def _training_batch(settings: Settings, rng: np.random.Generator) -> dict[str, n
     }
 
 
-def _settle(network: Any, gain: float, rng: np.random.Generator) -> None:
-    """Batch statistics and magnitudes as after training.
+def _cell(job: Job, variant: str) -> Any:
+    """The prediction build."""
+    from .prediction import Prediction
 
-    So that folding has something to do, and that differences are those of arithmetic: with
-    initial weights every residual block adds to the activations, and rounding grows with them.
-    """
-    from mindspore import Tensor
-
-    for parameter in network.get_parameters():
-        kind = parameter.name.rpartition(".")[2]
-        if kind in ("moving_variance", "gamma"):
-            value = rng.uniform(0.5, 1.5, parameter.shape)
-        elif kind in ("moving_mean", "beta"):
-            value = 0.1 * rng.standard_normal(parameter.shape)
-        elif kind == "weight":
-            value = gain * parameter.asnumpy()
-        else:
-            continue
-        parameter.set_data(Tensor(value.astype(np.float32)))
-
-
-# Contenders. Each returns what to time: one step or one batch, finished when it returns.
-
-
-def _image(job: Job) -> np.ndarray:
-    return job.arrays("inputs")["image"]
+    return Prediction(_mindspore_network(job, variant))
 
 
 def _mindspore_network(job: Job, variant: str) -> Any:
-    from mindspore import Tensor
-
-    from model_utils import runtime
-    from model_utils.converting import pytorch_name
-
     from .network import SANetNetwork
 
-    runtime.start("CPU")
-    network = SANetNetwork(variant, CLASSES)
-    weights = job.arrays(f"weights_{variant}")
-    for parameter in network.get_parameters():
-        parameter.set_data(Tensor(weights[pytorch_name(parameter.name)]))
+    return contenders.load_weights(job, variant, SANetNetwork(variant, CLASSES))
+
+
+def _module(job: Job, variant: str) -> Any:
+    """The prediction build in PyTorch."""
+    from . import torch_reference
+
+    network = torch_reference.SANetTorch(variant, CLASSES, heads=False).eval()
+    torch_reference.copy_weights(network, job.arrays(f"weights_{variant}"))
     return network
 
 
-def infer_mindspore(job: Job, variant: str) -> Run:
-    """The network as a Cell in graph mode, BatchNorm folded."""
-    from mindspore import Tensor
-
-    from model_utils.folding import fold
-
-    from .prediction import Prediction
-
-    cell = fold(Prediction(_mindspore_network(job, variant)), (1, 3, 64, 64)).cell
-    image = Tensor(_image(job))
-    return lambda: cell(image).asnumpy()
-
-
-def infer_mindir(job: Job, variant: str, form: str) -> Run:
-    """The exported MINDIR, run by MindSpore."""
-    import mindspore as ms
-    from mindspore import Tensor, nn
-
-    from model_utils import runtime
-
-    runtime.start("CPU")
-    cell = nn.GraphCell(ms.load(str(job.folder / f"{form}_{variant}.mindir")))
-    image = Tensor(_image(job))
-    return lambda: cell(image).asnumpy()
-
-
-def infer_onnxruntime(job: Job, variant: str) -> Run:
-    """The exported ONNX, run by ONNX Runtime."""
-    path = job.folder / f"folded_{variant}.onnx"
-    return benchmarking.run_onnx(path, {"image": _image(job)}, job.threads)
-
-
-def infer_openvino(job: Job, variant: str) -> Run:
-    """The exported ONNX, run by OpenVINO in bfloat16."""
-    from model_utils.backends import OpenVinoBackend
-
-    backend = OpenVinoBackend(job.folder / f"folded_{variant}.onnx", job.threads)
-    image = _image(job)
-    return lambda: backend.run(image)[0]
-
-
-def _torch_network(job: Job, variant: str) -> tuple[Any, Any]:
-    import torch
-
-    from . import torch_reference
-
-    torch.set_num_threads(job.threads)
-    network = torch_reference.SANetTorch(variant, CLASSES, heads=False).eval()
-    torch_reference.copy_weights(network, job.arrays(f"weights_{variant}"))
-    return network, torch.from_numpy(_image(job))
-
-
-def _torch_run(network: Any, image: Any) -> Run:
-    import torch
-
-    def run() -> np.ndarray:
-        with torch.inference_mode():
-            return network(image).numpy()
-
-    return run
-
-
-def infer_eager(job: Job, variant: str) -> Run:
-    """The PyTorch network, eagerly, in inference mode."""
-    return _torch_run(*_torch_network(job, variant))
-
-
-def infer_half(job: Job, variant: str) -> Run:
-    """The PyTorch network, eagerly, weights and image in bfloat16."""
-    import torch
-
-    network, image = _torch_network(job, variant)
-    network, image = network.bfloat16(), image.bfloat16()
-
-    def run() -> np.ndarray:
-        with torch.inference_mode():
-            return network(image).float().numpy()
-
-    return run
-
-
-def infer_traced(job: Job, variant: str) -> Run:
-    """The PyTorch network traced, frozen and optimised, which folds BatchNorm."""
-    import torch
-
-    network, image = _torch_network(job, variant)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing is deprecated, and still the faster of the two
-        traced = torch.jit.freeze(torch.jit.trace(network, image))
-        traced = torch.jit.optimize_for_inference(traced)
-    return _torch_run(traced, image)
-
-
-def infer_compiled(job: Job, variant: str) -> Run:
-    """The PyTorch network through torch.compile, frozen."""
-    import torch
-    import torch._inductor.config as inductor
-
-    inductor.freezing = True  # folds BatchNorm into convolutions
-    network, image = _torch_network(job, variant)
-    compiled = torch.compile(network)
-    # Inductor freezes under no_grad; inference mode would compile anew.
-    with torch.no_grad():
-        compiled(image)
-
-    def run() -> np.ndarray:
-        with torch.no_grad():
-            return compiled(image).numpy()
-
-    return run
-
-
-def infer_torch_onnx(job: Job, variant: str) -> Run:
-    """PyTorch's own ONNX export, run by ONNX Runtime."""
-    import torch
-
-    network, image = _torch_network(job, variant)
-    path = job.folder / f"pytorch_{variant}.onnx"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(network, (image,), str(path), input_names=["image"])
-    return benchmarking.run_onnx(path, {"image": _image(job)}, job.threads)
+def _subject(variant: str) -> Subject:
+    return Subject(variant, partial(_cell, variant=variant), partial(_module, variant=variant))
 
 
 def train_ours(job: Job) -> Run:
     """The engine's step: one graph with forward, losses, gradient and SGD."""
     from mindspore import Tensor
 
+    from model_utils import runtime
     from model_utils.distributed import Ranks
     from model_utils.optimizers import OptimizerConfig, build_optimizer
     from model_utils.training import TrainStep
 
     from .losses import SANetLoss, SANetTrainCell
 
+    runtime.start("CPU")
     network = _mindspore_network(job, "S")
     cell = SANetTrainCell(network, SANetLoss(CLASSES))
     cell.set_train(True)
@@ -282,39 +126,9 @@ def train_pytorch(job: Job) -> Run:
 
 
 def _inference(variant: str) -> Section:
-    def build(function: Callable[..., Run], **more: str) -> Callable[[Job], Run]:
-        return partial(function, variant=variant, **more)
-
-    torch, onnx = ("torch",), ("torch", "onnxscript", "onnxruntime")
-    rows = {
-        "eager": Contender("PyTorch eager", build(infer_eager), torch, baseline=True),
-        "traced": Contender("PyTorch traced", build(infer_traced), torch),
-        "compiled": Contender(
-            "torch.compile",
-            build(infer_compiled),
-            torch,
-            lacking=benchmarking.compiler_lacking,
-            may_fail=True,
-        ),
-        "torch-onnx": Contender("PyTorch's ONNX in ONNX Runtime", build(infer_torch_onnx), onnx),
-        "onnxruntime": Contender("our ONNX in ONNX Runtime", build(infer_onnxruntime), onnx[2:]),
-        "mindspore": Contender("MindSpore Cell, folded", build(infer_mindspore)),
-        "mindir": Contender("MINDIR in MindSpore", build(infer_mindir, form="plain")),
-        "mindir-folded": Contender("MINDIR, folded", build(infer_mindir, form="folded")),
-        "eager-bf16": Contender(
-            "PyTorch eager, bfloat16", build(infer_half), torch, tolerance=HALF_TOLERANCE
-        ),
-        "openvino-bf16": Contender(
-            "our ONNX in OpenVINO, bfloat16",
-            build(infer_openvino),
-            ("openvino",),
-            may_fail=True,
-            tolerance=HALF_TOLERANCE,
-        ),
-    }
     return Section(
         f"inference of {variant}",
-        {f"{variant}-{name}": contender for name, contender in rows.items()},
+        contenders.inference(_subject(variant)),
         lambda settings: int(settings["batch_size"]),
         compared=True,
         chosen=lambda settings: variant in settings["variant"],
