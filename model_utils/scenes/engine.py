@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from model_utils.errors import UserError
@@ -462,7 +463,7 @@ class _Run:
         width = len(self.weight)
         rows, columns = tile.inside(tile.used)
         part = output[..., rows, columns]
-        if tile.left or tile.above:
+        if not part.flags.writeable:
             part = part.copy()
         if tile.left:
             before = self.store.read_seam("right", tile)
@@ -522,14 +523,15 @@ def finish(output: np.ndarray, valid: np.ndarray, layers: Layers, tile: Tile) ->
 def largest(scores: np.ndarray) -> np.ndarray:
     """Place of the largest of (K, h, w) scores, (h, w) uint8, the first of equal ones.
 
-    Several times as fast as ``argmax`` along the first axis.
+    Several times as fast as ``argmax`` along the first axis, whose steps lie far apart.
     """
-    best = scores[0].copy()
+    best = np.array(scores[0], np.float32)
     place = np.zeros(best.shape, np.uint8)
     for number in range(1, len(scores)):
-        better = scores[number] > best
-        np.copyto(best, scores[number], where=better)
-        np.copyto(place, np.uint8(number), where=better)
+        better = cv2.compare(scores[number], best, cv2.CMP_GT)  # 255 where it is
+        cv2.max(best, scores[number], best)
+        # Numbers rise, so that the larger one is the later one.
+        cv2.max(place, cv2.min(better, number), place)
     return place
 
 

@@ -450,9 +450,12 @@ def test_spaces_and_letters_in_paths(tmp_path):
     np.testing.assert_array_equal(read(target, 1), pointwise_classes(pixels))
 
 
-def test_fast_argmax_is_argmax():
-    scores = np.random.default_rng(0).integers(0, 4, (7, 50, 60)).astype(np.float32)
+@pytest.mark.parametrize("shape", [(7, 50, 60), (254, 8, 9), (5, 4, 1), (1, 1, 1)])
+def test_fast_argmax_is_argmax(shape):
+    scores = np.random.default_rng(0).integers(0, 4, shape).astype(np.float32)
     np.testing.assert_array_equal(largest(scores), scores.argmax(axis=0))
+    inner = scores[:, shape[1] // 3 :, shape[2] // 3 :]
+    np.testing.assert_array_equal(largest(inner), inner.argmax(axis=0))
 
 
 def test_generated_scenes(tmp_path):
