@@ -27,7 +27,7 @@ log = logging.getLogger("zoo")
 BACKENDS = ("auto", "mindspore", "mindir", "onnxruntime", "openvino-bf16")
 
 # Part of the cache key: raise it when exported files change for the same network.
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 # Attributes in which MindSpore keeps the state of its compilation, not the network's.
 _COMPILER_STATE = {"training", "arguments_key", "current_phase", "sequence_modified"}
 
