@@ -72,7 +72,7 @@ def write_weights(job: Job, key: str, network: Any) -> None:
     from model_utils.converting import pytorch_name
 
     arrays = {pytorch_name(p.name): p.asnumpy() for p in network.get_parameters()}
-    np.savez(job.folder / f"weights_{key}.npz", **arrays)  # type: ignore[arg-type]
+    np.savez(job.folder / f"weights_{key}.npz", **arrays)
 
 
 def load_weights(job: Job, key: str, network: Any) -> Any:
