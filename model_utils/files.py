@@ -197,13 +197,9 @@ def read_image(path: PathLike, channels: int = 3) -> np.ndarray:
     data = np.fromfile(path, np.uint8)
     with quiet_opencv:
         image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    if data[:2].tobytes() in _TIFF and (image is None or image.ndim == 3 and image.shape[2] == 4):
+        image = _four_bands(path)
     if image is None:
-        bands = _tiff_bands(path, data)
-        if bands > 4:
-            raise UserError(
-                f"image {path} has {bands} bands; only grey, RGB and RGB with one more are read: "
-                "write the three you want to a file of their own"
-            )
         raise UserError(
             f"image {path} is corrupt or of an unknown format ({data.size} bytes); "
             "replace or remove it"
@@ -218,10 +214,18 @@ def read_image(path: PathLike, channels: int = 3) -> np.ndarray:
     return cv2.merge(cv2.split(image)[::-1]) if image.shape[2] == 3 else image
 
 
-def _tiff_bands(path: PathLike, data: np.ndarray) -> int:
-    """Number of bands of a TIFF that OpenCV does not read; 0 of any other file."""
-    if data[:2].tobytes() not in (b"II", b"MM"):
-        return 0
+_TIFF = (b"II", b"MM")
+
+
+def _four_bands(path: PathLike) -> np.ndarray | None:
+    """A TIFF of four bands as (H, W, 4), in OpenCV's order; None if it is none or corrupt.
+
+    OpenCV takes any fourth band, such as near infrared, for transparency and darkens the colours
+    by it.
+
+    Raises:
+        UserError: more bands.
+    """
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 
@@ -229,9 +233,15 @@ def _tiff_bands(path: PathLike, data: np.ndarray) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.open(path) as source:
-                return int(source.count)
+                if source.count > 4:
+                    raise UserError(
+                        f"image {path} has {source.count} bands; only grey, RGB and RGB with one "
+                        "more are read: write the three you want to a file of their own"
+                    )
+                bands = source.read([3, 2, 1, 4]) if source.count == 4 else None
     except RasterioIOError:
-        return 0
+        return None
+    return None if bands is None else np.ascontiguousarray(bands.transpose(1, 2, 0))
 
 
 def write_image(path: PathLike, image: np.ndarray) -> None:

@@ -147,7 +147,9 @@ def test_an_image_of_many_bands_is_not_called_corrupt(tmp_path):
         with rasterio.open(path, "w", count=count, **profile) as target:
             target.write(pixels[:count])
         if count < 5:
+            # Also beside a fourth band, near infrared for instance, which is no transparency.
             np.testing.assert_array_equal(read_image(path), pixels[:3].transpose(1, 2, 0))
+            np.testing.assert_array_equal(read_image(path, 0), pixels[:count].transpose(1, 2, 0))
     with pytest.raises(
         UserError, match=r"Luftbild ä\.tif has 5 bands; only grey, RGB and RGB with"
     ):
