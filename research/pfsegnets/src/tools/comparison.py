@@ -69,7 +69,7 @@ def pillow_loop(source: Path, output: Path, side: int, overlap: int, colours: np
     masks.mkdir()
     ending = "_instance_color_RGB"
     for path in sorted(source.glob("P*.png")):
-        if path.stem.endswith(ending):
+        if "_" in path.stem:  # masks
             continue
         image = Image.open(path).convert("RGB")
         mask = Image.open(path.with_name(f"{path.stem}{ending}.png")).convert("RGB")

@@ -324,11 +324,12 @@ def crop_sources(
     classes = TABLES[config.data.format]
     manifest = Manifest(output / MANIFEST, settings_of(config, patches, classes))
     with FolderLock(output), manifest:
-        for split in {source.split for source in sources}:
-            for folder in (config.data.images, config.data.masks):
-                path = output / split / folder
-                with explain_os_errors(path):
-                    path.mkdir(parents=True, exist_ok=True)
+        folders = {output / source.split / config.data.images for source in sources}
+        # A test set without masks gets no folder for them, which readers take for missing masks.
+        folders |= {output / source.split / config.data.masks for source in sources if source.mask}
+        for path in sorted(folders):
+            with explain_os_errors(path):
+                path.mkdir(parents=True, exist_ok=True)
         cropper = Cropper(output, patches, classes, manifest, config)
         workers = config.prepare.workers
         jobs = in_parallel(cropper.plan, sources, workers, cropper.stop)
