@@ -253,10 +253,14 @@ class StitchConfig:
     )
     colours: bool = key(False, "class colours instead of class numbers", "stitch:colours")
     probabilities: bool = key(
-        False, "of probabilities: write them (TIFF) instead of the likeliest class"
+        False,
+        "of probabilities: write them (TIFF) instead of the likeliest class",
+        "stitch:probabilities",
     )
     manifest: str = key(
-        "", "manifest.jsonl of the cropping, for the sizes of the images; empty is by the patches"
+        "",
+        "manifest.jsonl of the cropping, for the sizes of the images; empty is by the patches",
+        "stitch:manifest",
     )
 
 
