@@ -651,6 +651,16 @@ def test_tiles_and_images_are_shown_equally_often():
     assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
 
 
+def test_a_share_too_small_for_the_classes_is_not_silent(tmp_path, caplog):
+    small_folder(tmp_path)
+    config = config_of(tmp_path, "folder", palette="classes.csv", masks="labels")
+    config.data.class_uniform = 0.25
+    with caplog.at_level("INFO", "zoo"):
+        data = build_dataset(config, "train")
+    assert sorted(data.order(0, 0).tolist()) == [0, 1, 2, 3]
+    assert "class_uniform=0.25 of 4 images is less than a sample of each of 2" in caplog.text
+
+
 def test_rare_classes_are_seen_more_often(tmp_path):
     """One image of twelve holds a patch of the rare class; readers and restarts agree on it."""
     for number in range(12):

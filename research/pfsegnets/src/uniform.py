@@ -164,4 +164,12 @@ def look_up(
         count,
         ", ".join(f"{name} {n}" for name, n in zip(classes.names, present, strict=True)),
     )
+    if not uniform.per_class:
+        log.warning(
+            "data.class_uniform=%g of %d images is less than a sample of each of %d classes: "
+            "nothing is drawn by class; raise it, or set it to 0",
+            share,
+            count,
+            int((present > 0).sum()),
+        )
     return uniform
