@@ -17,7 +17,6 @@ from model_utils.errors import UserError
 from model_utils.files import (
     FolderLock,
     atomic_path,
-    explain_os_errors,
     read_image,
     require_file,
     require_folder,
@@ -288,29 +287,28 @@ def stitch_folder(
         "colours": classes is not None,
         "probabilities": probabilities,
     }
-    with explain_os_errors(output), FolderLock(output):
-        record = Manifest(output / "manifest_stitched.jsonl", settings)
+    record = Manifest(output / "manifest_stitched.jsonl", settings)
+    with FolderLock(output), record:
         progress = Progress(len(wholes), "stitching", unit="image")
         targets = []
-        with record:
-            for whole in wholes:
-                target = output / f"{whole.name}.{'tif' if probabilities else 'png'}"
-                targets.append(target)
-                done = record.done.get(target.name)
-                state = {
-                    "patches": len(whole.tiles),
-                    "newest": max(tile.path.stat().st_mtime_ns for tile in whole.tiles),
-                    "size": list(whole.size),
-                }
-                # Stitched anew if patches came or changed.
-                if not (done and done.items() >= state.items() and target.is_file()):
-                    bands = stitched(whole, overlap)
-                    if probabilities:
-                        length = write_probabilities(target, bands, whole.size)
-                    else:
-                        length = write_classes(target, bands, whole.size, classes)
-                    record.add({"file": target.name, **state, "bytes": length})
-                progress.advance()
+        for whole in wholes:
+            target = output / f"{whole.name}.{'tif' if probabilities else 'png'}"
+            targets.append(target)
+            done = record.done.get(target.name)
+            state = {
+                "patches": len(whole.tiles),
+                "newest": max(tile.path.stat().st_mtime_ns for tile in whole.tiles),
+                "size": list(whole.size),
+            }
+            # Stitched anew if patches came or changed.
+            if not (done and done.items() >= state.items() and target.is_file()):
+                bands = stitched(whole, overlap)
+                if probabilities:
+                    length = write_probabilities(target, bands, whole.size)
+                else:
+                    length = write_classes(target, bands, whole.size, classes)
+                record.add({"file": target.name, **state, "bytes": length})
+            progress.advance()
         progress.close()
     return targets
 
