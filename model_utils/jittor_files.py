@@ -23,7 +23,7 @@ _DIGEST = 20
 
 def _rebuilt_array(_: type, shape: tuple[int, ...], kind: bytes) -> np.ndarray:
     """The empty array that a pickle fills; NumPy's own function takes any class."""
-    return np.ndarray.__new__(np.ndarray, shape, kind)
+    return np.ndarray(shape, np.dtype(kind.decode("ascii")))
 
 
 def _encoded(text: str, encoding: str) -> bytes:

@@ -50,7 +50,7 @@ def learning_rates(
         if step < warmup:
             share = warmup_start + (1 - warmup_start) * (step + 1) / warmup
         else:
-            done = step - warmup
+            done: float = step - warmup
             if hold:
                 # Not held beyond rounding: 3 * (7 / 3) must count as 7.
                 done = (math.floor(done / hold + 1e-9) + ahead) * hold
