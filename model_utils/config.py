@@ -41,6 +41,7 @@ def key(
     meaning: str,
     *aliases: str,
     choices: Sequence[Any] | None = None,
+    synonyms: Mapping[str, str] | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
     below: float | None = None,
@@ -54,6 +55,7 @@ def key(
         aliases: other spellings, accepted in YAML and on the command line. ``"export:height"``
             holds for the command ``export`` only, where it outranks an unqualified alias.
         choices: the values allowed, compared without regard to case for text.
+        synonyms: other names of choices, likewise; of a dotted name the last part counts.
         minimum, maximum: inclusive bounds of a number, or of each number of a list.
         below: exclusive upper bound.
         environment: read the environment variable of the key's own name if it is set.
@@ -62,6 +64,7 @@ def key(
         "meaning": meaning,
         "aliases": aliases,
         "choices": choices,
+        "synonyms": synonyms or {},
         "minimum": minimum,
         "maximum": maximum,
         "below": below,
@@ -126,7 +129,12 @@ class _Index:
                     if bool(scope) == qualified and scope in ("", command):
                         # The first declared wins where one class of keys serves two groups.
                         self.by_name.setdefault(_plain(name), entry)
-        # Keys that other implementations have and that mean nothing here, with the reason.
+        # Other implementations' flags: further spellings, switches that stand for a value of a
+        # key, and flags that mean nothing here, with the reason.
+        self.spellings: Mapping[str, str] = getattr(type(config), "SPELLINGS", {})
+        for name, path in self.spellings.items():
+            self.by_name.setdefault(name, self.by_name[path])
+        self.switches: Mapping[str, tuple[str, str]] = getattr(type(config), "SWITCHES", {})
         self.legacy: Mapping[str, str] = getattr(type(config), "LEGACY", {})
 
     def find(self, name: str, source: str) -> Entry | None:
@@ -354,11 +362,18 @@ def _is_bool(kind: Any) -> bool:
 def _assign(config: Any, index: _Index, name: str, value: Any, source: str) -> None:
     if value is None and _plain(name) not in index.by_name and index.is_group(name):
         return  # a YAML group with all its keys left out
+    if name in index.switches:
+        if _convert(value, bool, name, source):
+            _assign(config, index, *index.switches[name], source)
+        return
     entry = index.find(name, source)
     if entry is None:
         print(f"note: {source}: '{name}' has no effect here ({index.legacy[name]})", flush=True)
         return
     converted = _convert(value, entry.kind, name, source)
+    if isinstance(converted, str):
+        last = converted.rpartition(".")[2].lower()
+        converted = entry.field.metadata.get("synonyms", {}).get(last, converted)
     _check(converted, entry, name, source)
     *groups, leaf = entry.path.split(".")
     target = config
@@ -462,12 +477,15 @@ def help_text(index: _Index, describe: str) -> str:
     for entry in index.entries:
         metadata = entry.field.metadata
         aliases = entry.names(index.command)[1:]
+        aliases += [name for name, path in index.spellings.items() if path == entry.path]
         also = f"; also --{', --'.join(aliases)}" if aliases else ""
         kinds = _type_name(entry.kind).split(" ", 1)[1]
         choices = metadata.get("choices")
         kinds = "|".join(str(c) for c in choices) if choices else kinds
         lines.append(f"  --{entry.path} ({kinds}, default: {_show(entry.default)}{also})")
         lines.append(f"      {metadata.get('meaning', '')}")
+    for name, (path, value) in index.switches.items():
+        lines.append(f"  --{name} (the same as --{path}={value})")
     return "\n".join(lines).lstrip("\n")
 
 

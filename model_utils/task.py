@@ -122,7 +122,10 @@ class Config:
     infer: InferConfig = group(InferConfig)
     convert: ConvertConfig = group(ConvertConfig)
 
-    # Keys of other implementations that mean nothing here: name -> why.
+    # Flags of other implementations: further spellings of keys of the shared groups, name -> key;
+    # switches that stand for a value, name -> (key, value); those without effect, name -> why.
+    SPELLINGS: ClassVar[Mapping[str, str]] = {}
+    SWITCHES: ClassVar[Mapping[str, tuple[str, str]]] = {}
     LEGACY: ClassVar[Mapping[str, str]] = {}
 
 

@@ -16,7 +16,7 @@ from model_utils.task import find_task, known_networks
 @dataclass
 class Inner:
     lr: float = key(0.1, "rate", "lr", minimum=0)
-    name: str = key("adam", "rule", choices=("adam", "sgd"))
+    name: str = key("adam", "rule", choices=("adam", "sgd"), synonyms={"plain_sgd": "sgd"})
     steps: list[float] = key([], "shares")
 
 
@@ -33,6 +33,8 @@ class Outer:
     second: Inner = group(Inner, lr=0.5)
     decay: float = key(0.9, "share kept", minimum=0, below=1)
 
+    SPELLINGS = {"max_epoch": "epochs", "rule": "optimizer.name"}
+    SWITCHES = {"mirrored": ("flip", "true"), "sgd": ("rule", "plain_sgd")}
     LEGACY = {"lr_decay": "was never read"}
 
 
@@ -62,6 +64,24 @@ def test_a_later_spelling_of_the_same_key_wins(tmp_path):
     write(tmp_path, "b.yaml", "lr: 0.7\n")
     write(tmp_path, "net.yaml", "base: [a, b]\noptimizer: {lr: 0.9}\n")
     assert read("--config_path=net", folders=[tmp_path]).optimizer.lr == 0.9
+
+
+def test_flags_of_other_implementations(tmp_path, capsys):
+    config = read("--max_epoch", "8", "--mirrored", "--rule", "torch.optim.Plain_SGD")
+    assert (config.epochs, config.flip, config.optimizer.name) == (8, True, "sgd")
+    assert read("--sgd", "--epochs=4").optimizer.name == "sgd"
+    assert read("--sgd=false").optimizer.name == "adam"
+    write(tmp_path, "net.yaml", "max_epoch: 6\nsgd: true\n")
+    assert read("--config_path=net", folders=[tmp_path]).epochs == 6
+    with pytest.raises(UserError, match="rule=torch.optim.Other is not one of adam, sgd"):
+        read("--rule=torch.optim.Other")
+    with pytest.raises(UserError, match="mirrored='maybe' is not a boolean"):
+        read("--mirrored=maybe")
+    with pytest.raises(SystemExit):
+        read("--help")
+    text = capsys.readouterr().out
+    assert "also --epochs, --max_epoch" in text or "also --max_epoch" in text
+    assert "--sgd (the same as --rule=plain_sgd)" in text
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """PFNet's configuration; aliases are the reference's flags (section 9 of the README)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from model_utils.config import group, key
 from model_utils.pixel_classifier import PixelClassifierConfig
@@ -37,6 +39,7 @@ class PFNetData(DataConfig):
         "how images and masks are stored",
         "dataset",
         choices=("isaid", "vaihingen", "potsdam", "gaofen_img", "gaofen_sar", "folder"),
+        synonyms={"posdam": "potsdam", "gaofenimg": "gaofen_img", "gaofensar": "gaofen_sar"},
     )
     train_split: str = key("train", "split to train on; Gaofen's entry trained on 'all'")
     train_list: str = key("", "list file for training; empty is the format's own")
@@ -100,7 +103,7 @@ class LossConfig:
 class PFNetEvaluate(EvaluateConfig):
     """Keys of eval.py."""
 
-    split: str = key("val", "part of the data to measure", "split", "eval:mode")
+    split: str = key("val", "part of the data to measure", "split")
     batch_size: int = key(
         1,
         "images of one size at once",
@@ -122,7 +125,7 @@ class PFNetEvaluate(EvaluateConfig):
     )  # fmt: skip
     scales: list[float] = key([1.0], "zooms whose logits are averaged", "eval:scales", minimum=0.05)
     flip: bool = key(False, "average with the mirrored image", "flip_test", "eval:flip")
-    window: int = key(896, "side of a sliding window at zoom 1", minimum=32)
+    window: int = key(896, "side of a sliding window at zoom 1", "eval:crop_size", minimum=32)
     overlap: float = key(
         1 / 3,
         "of neighbouring windows: a share below 1, or pixels",
@@ -269,7 +272,15 @@ class PFNetConfig(Config):
     """All keys of PFNet."""
 
     backbone: str = key(
-        "resnet50", "encoder", "arch", choices=("resnet50", "resnet101", "res2net101")
+        "resnet50",
+        "encoder",
+        "arch",
+        choices=("resnet50", "resnet101", "res2net101"),
+        synonyms={
+            "deepr50_pf_maxavg_deeply": "resnet50",
+            "deepr101_pf_maxavg_deeply": "resnet101",
+            "deepr2n101_pf_maxavg_deeply": "res2net101",
+        },
     )
     classes: int = key(0, "number of classes; 0 is the data's", "num_classes", minimum=0)
     psp_sizes: list[int] = key(
@@ -303,3 +314,60 @@ class PFNetConfig(Config):
     stitch: StitchConfig = group(StitchConfig)
     # The place in an aerial image says nothing about the class.
     baseline: PixelClassifierConfig = group(PixelClassifierConfig, position=False)
+
+    SPELLINGS: ClassVar[Mapping[str, str]] = {
+        "max_epoch": "train.epochs",
+        "bs_mult": "train.batch_size",
+        "eval_freq": "train.evaluate_every",
+        "weight_decay": "optimizer.weight_decay",
+        "lr_schedule": "optimizer.schedule",
+        "poly_exp": "optimizer.power",
+        "snapshot": "checkpoint_path",
+        "dataset_dir": "data.root",
+        "num_workers": "data.workers",
+    }
+    SWITCHES: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "adam": ("optimizer.name", "adam"),
+        "dice_loss": ("loss.edge_loss", "dice"),
+        "bblur": ("data.augment.blur", "bilateral"),
+        "with_aug": ("data.resize", "crop"),
+    }
+    LEGACY: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(
+            ("cv", "max_cu_epoch", "freeze_trunk", "hardnm", "trunk", "maxSkip", "scf"),
+            "nor had it upstream",
+        ),
+        "ignore_background": "nor had it upstream",
+        "aux": "nor had it upstream beside the joint loss",
+        **dict.fromkeys(
+            ("img_wt_loss", "batch_weighting", "jointwtborder", "strict_bdr_cls", "wt_bound"),
+            "upstream's alternative losses no longer run and are left out",
+        ),
+        **dict.fromkeys(
+            ("rlx_off_epoch", "rescale", "repoly"), "it belongs to a schedule that is left out"
+        ),
+        "joint_edge_loss_pfnet": "always on; --edge_weight=0 leaves the edge losses out",
+        "sgd": "the recipes' own; --optimizer chooses",
+        "amsgrad": "left out; --optimizer=adam is plain Adam",
+        "gblur": "on in the recipes; --data.augment.blur chooses",
+        "start_epoch": "--resume knows where a run stopped",
+        "restore_optimizer": "--resume goes on with everything",
+        **dict.fromkeys(("fp16", "apex"), "--amp_level chooses the precision"),
+        "local_rank": "the launcher decides",
+        "syncbn": "on; --train.sync_batch_norm chooses",
+        **dict.fromkeys(("exp", "tb_tag", "ckpt", "tb_path", "exp_name"), "use --output_path"),
+        **dict.fromkeys(("evaluateF", "with_f1"), "eval.py always measures it"),
+        "print_freq": "progress is shown by time",
+        "test_mode": "use --train.stop_after_steps",
+        "dump_images": "--pictures says how many are drawn",
+        "single_scale": "the default; --scales chooses",
+        "no_flip": "the default; --flip chooses",
+        "speed_test": "use benchmark.py",
+        **dict.fromkeys(
+            ("dump_augmentation_images", "draw_train", "dist_bn", "profile", "fixed_aspp_pool"),
+            "left out",
+        ),
+        **dict.fromkeys(
+            ("dataset_cls", "mode", "cv_split", "split_index", "split_count"), "left out"
+        ),
+    }
