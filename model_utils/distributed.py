@@ -193,11 +193,17 @@ class SyncBatchNorm(nn.Cell):
 
 
 def synchronize_batch_norm(network: nn.Cell, ranks: Ranks) -> int:
-    """Replace every batch normalisation of ``network`` by SyncBatchNorm; returns how many."""
+    """Replace every batch normalisation of ``network`` by SyncBatchNorm; returns how many.
+
+    Layers set to their stored statistics (``use_batch_statistics=False``) have nothing to share
+    and stay as they are.
+    """
     replaced = 0
     for cell in [network, *(part for _, part in network.cells_and_names())]:
         for name, child in list(cell.name_cells().items()):
             if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+                if getattr(child, "bn2d", child).use_batch_statistics is False:
+                    continue
                 replacement = SyncBatchNorm(child, ranks)
                 names = [(parameter, parameter.name) for parameter in child.get_parameters()]
                 if isinstance(cell, nn.SequentialCell):

@@ -193,3 +193,10 @@ def test_synchronised_layers_keep_their_parameters_and_names():
     assert before.keys() == after.keys() and len(before) == 24
     assert all(after[name] is before[name] for name in before)
     assert len(network.trainable_params()) == 12
+
+
+def test_layers_with_stored_statistics_stay_so():
+    """Synchronised, they would take those of the batch, which freezing them is meant to avoid."""
+    network = nn.SequentialCell(nn.BatchNorm2d(2, use_batch_statistics=False), nn.BatchNorm2d(2))
+    assert synchronize_batch_norm(network, Ranks(0, 2)) == 1
+    assert isinstance(network[0], nn.BatchNorm2d) and not isinstance(network[1], nn.BatchNorm2d)
