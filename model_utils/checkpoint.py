@@ -206,6 +206,28 @@ def load_weights(
     return checkpoint
 
 
+def compare_settings(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
+    """Warn where a checkpoint was made for other settings than are used now.
+
+    Args:
+        checkpoint: what was loaded.
+        settings: of :meth:`model_utils.task.Task.settings`.
+    """
+    noted = checkpoint.info.get("settings", {})
+    other = [
+        f"{name}={noted[name]}, not {value}"
+        for name, value in json.loads(json.dumps(settings)).items()
+        if name in noted and noted[name] != value
+    ]
+    if other:
+        log.warning(
+            "checkpoint %s was made for %s: results will differ; give its own configuration "
+            "(--config_path)",
+            checkpoint.path,
+            "; ".join(other),
+        )
+
+
 def _weights_of_state(arrays: Mapping[str, np.ndarray], wanted: Mapping) -> dict[str, np.ndarray]:
     """The weights that evaluations of that training saw: moving averages where it kept them."""
     return {name: arrays.get(f"ema.{name}", arrays[name]) for name in wanted if name in arrays}

@@ -190,7 +190,8 @@ def convert(task: Any, config: Any) -> Path:
             f"{keys.source} fills {len(filled)} of {len(ours)} parameters, '{missing[0]}' is "
             "missing; check the configuration, or add --allow_missing"
         )
-    checkpoints.save(output, {**ours, **filled}, network=task.name, info={"from": keys.source})
+    info = {"from": keys.source, "settings": task.settings(config)}
+    checkpoints.save(output, {**ours, **filled}, network=task.name, info=info)
     log.info("%d of %d parameters from %s in %s", len(filled), len(ours), keys.source, output)
     return output
 

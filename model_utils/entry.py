@@ -163,7 +163,8 @@ def _loaded_network(task: Task, config: Any, ranks: Any) -> tuple[Any, Path]:
     if not config.checkpoint_path and not path.is_file():
         raise UserError("no checkpoint given and none in outputs/train; add --checkpoint_path=FILE")
     network = task.build_network(config, ranks)
-    checkpoints.load_weights(network, path, name=task.name, rename=task.rename_parameter)
+    loaded = checkpoints.load_weights(network, path, name=task.name, rename=task.rename_parameter)
+    checkpoints.compare_settings(loaded, task.settings(config))
     network.set_train(False)
     # SDNet's own wording, which users' log parsers look for.
     log.info("load checkpoint from [%s].", path)

@@ -66,7 +66,10 @@ class Predictor:
         # Graph mode is three to ten times faster, and a notebook starts in the other one.
         ms.set_context(mode=ms.GRAPH_MODE)
         network = task.build_network(settings, Ranks())
-        checkpoints.load_weights(network, source, name=task.name, rename=task.rename_parameter)
+        loaded = checkpoints.load_weights(
+            network, source, name=task.name, rename=task.rename_parameter
+        )
+        checkpoints.compare_settings(loaded, task.settings(settings))
         network.set_train(False)
         return cls(source, settings, backend, network)
 

@@ -1,6 +1,7 @@
 """The Python API that segmentation networks share: images and whole scenes in, classes out."""
 
 import itertools
+import json
 import logging
 from abc import abstractmethod
 from collections import Counter
@@ -234,11 +235,12 @@ class Segmenter(Predictor):
                 else found
             )
 
+        settings = json.dumps(self.task_class().settings(self.config))
         only_classes = keys.result == "classes" and keys.blend == "flat"
         return SceneNetwork(
             prepare,
             self.class_maps if only_classes else scores,
-            f"{self.task_class.title} {sha256(self.source)[:16]} {mean} {std}",
+            f"{self.task_class.title} {sha256(self.source)[:16]} {mean} {std} {settings}",
             multiple=self.multiple,
             least=self.fitting((1, 1))[0],
             align=self.stride,
@@ -251,7 +253,13 @@ class Segmenter(Predictor):
         from model_utils.scenes.source import scene_files
 
         keys: SceneConfig = config.infer.scene
-        files = scene_files(keys.source)
+        files = not_results(scene_files(keys.source), keys.source, output)
+        wanted = config.infer
+        if wanted.flip or list(wanted.scales) != [1.0] or getattr(wanted, "resize", 0):
+            log.warning(
+                "whole scenes are segmented at their own scale, not mirrored: infer.scales, "
+                "infer.flip and infer.resize have no effect"
+            )
         names = result_names(keys.source, files)
         source = config.checkpoint_path or DEFAULT_WEIGHTS
         model = cls.from_checkpoint(source, config.infer.backend, config)
@@ -274,7 +282,7 @@ class Segmenter(Predictor):
         keys = config.infer
         if keys.scene.source:
             return cls.run_scenes(config, output)
-        files = image_files(keys.images)
+        files = not_results(image_files(keys.images), keys.images, output)
         names = result_names(keys.images, files)
         source = config.checkpoint_path or DEFAULT_WEIGHTS
         model = cls.from_checkpoint(source, keys.backend, config)
@@ -339,6 +347,26 @@ def image_files(given: PathLike) -> list[Path]:
     if not found:
         raise UserError(f"{path} holds no image ({', '.join(IMAGE_SUFFIXES)}); check --images")
     return found
+
+
+def not_results(files: Sequence[Path], given: PathLike, output: Path) -> list[Path]:
+    """The files without those that an earlier run wrote into a folder within the given one.
+
+    Raises:
+        UserError: results would lie among the files that they are made of, or none is left.
+    """
+    top, results = Path(given).resolve(), output.resolve()
+    if top.is_dir() and results == top:
+        raise UserError(
+            f"{given} is input and output folder, so that results would be taken for inputs; "
+            "choose another --output_path"
+        )
+    if not top.is_dir() or not results.is_relative_to(top):
+        return list(files)
+    kept = [file for file in files if not file.resolve().is_relative_to(results)]
+    if not kept:
+        raise UserError(f"{given} holds nothing but results, in {output}; check the path")
+    return kept
 
 
 def result_names(given: PathLike, files: Sequence[Path]) -> dict[Path, str]:

@@ -264,6 +264,13 @@ class Task(abc.ABC):
     def export_cell(self, network: Any, config: Any) -> tuple[Any, list[str]]:
         """The Cell to export and the names of its outputs."""
 
+    def settings(self, config: Any) -> dict[str, Any]:
+        """What changes the network's results but no parameter's shape, by key.
+
+        Noted in checkpoints, since other values would silently give other results.
+        """
+        return {}
+
     def rename_parameter(self, name: str) -> str:
         """This network's name of a parameter in checkpoints of other MindSpore implementations."""
         return name

@@ -664,7 +664,11 @@ class Trainer:
             self.output / name,
             checkpoints.weights_of(self.network),
             network=self.task.name,
-            info={"epoch": number, "step": self.done},
+            info={
+                "epoch": number,
+                "step": self.done,
+                "settings": self.task.settings(self.config),
+            },
         )
 
     def _write_results(self, epoch: Epoch, metrics: Mapping[str, Any]) -> None:

@@ -20,7 +20,8 @@ def model(tmp_path_factory):
     config = task.config_class()
     config.max_pool_size, config.avg_pool_size, config.edge_points = 2, 2, 8
     network = task.build_network(config, Ranks())
-    checkpoint.save(path, checkpoint.weights_of(network), network=task.name)
+    info = {"settings": task.settings(config)}
+    checkpoint.save(path, checkpoint.weights_of(network), network=task.name, info=info)
     return PFSegNets.from_checkpoint(path, "mindspore", config)
 
 
@@ -43,6 +44,19 @@ def test_tiles_are_segmented_as_images_of_their_size(model, tmp_path, monkeypatc
     # The last tile begins at a multiple of 32 and is filled up by reflection.
     last = model.predict(pixels[32:, 96:])
     np.testing.assert_array_equal(found[90:, 120:], last[90 - 32 :, 120 - 96 :])
+
+
+def test_other_settings_are_not_taken_for_the_same_network(model, tmp_path, caplog):
+    """The parameters are the same, so that only the configuration tells both apart."""
+    source, target = generate_scene(tmp_path / "scene.tif", 150, 200), tmp_path / "out.tif"
+    keys = SceneConfig(tile=128, halo=16, blend="flat", most_tiles=2)
+    assert model.predict_scene(source, target, keys, show=False).done == 2
+    config = PFNetTask().config_class()
+    config.max_pool_size, config.avg_pool_size, config.edge_points = 2, 2, 9
+    other = PFSegNets.from_checkpoint(model.source, "mindspore", config)
+    assert "edge_points=8, not 9" in caplog.text and "avg_pool_size" not in caplog.text
+    with pytest.raises(UserError, match="tiles of a run with another network"):
+        other.predict_scene(source, target, keys, show=False)
 
 
 def test_sizes_that_the_network_does_not_take(model, tmp_path):

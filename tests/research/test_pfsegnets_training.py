@@ -38,6 +38,8 @@ def test_training_validates_and_keeps_the_best(work):
     )
     again = json.loads((work / "eval" / "metrics.json").read_text())
     assert again["miou"] == pytest.approx(metrics["miou"], abs=1e-9)
+    noted = checkpoints.load(work / "train" / "best.ckpt").info["settings"]
+    assert (noted["pool_style"], noted["edge_points"]) == ("torch", 24)
 
 
 def test_a_stopped_training_resumes_to_the_same_weights(work, tmp_path):

@@ -139,6 +139,12 @@ class PFNetTask(Task):
         network.check_size(config.export.height, config.export.width)
         return Prediction(network, config.export.output), [config.export.output]
 
+    def settings(self, config: PFNetConfig) -> dict[str, Any]:
+        """Windows, points and normalisation: no parameter knows of them."""
+        names = ("psp_sizes", "pool_style", "max_pool_size", "avg_pool_size", "edge_points")
+        found = {name: getattr(config, name) for name in names}
+        return {**found, "data.mean": config.data.mean, "data.std": config.data.std}
+
     def reference_names(self, network: nn.Cell, config: PFNetConfig) -> dict[str, str]:
         """PyTorch's suffixes for batch normalisation, all else alike."""
         return {p.name: pytorch_name(p.name) for p in network.get_parameters()}
