@@ -211,7 +211,9 @@ def choose_bands(
     if len(chosen) == 1 and channels == 3:
         return chosen, _palette(dataset, chosen[0]) if not wanted else None
     if len(chosen) != channels:
-        example = ",".join(map(str, range(1, channels + 1)))
+        # A single band can stand for three.
+        most = channels if dataset.count >= channels else 1
+        example = ",".join(map(str, range(1, most + 1)))
         raise UserError(
             f"scene {path} has {dataset.count} bands ({described}), the network takes {channels}; "
             f"name them in order, e.g. --infer.scene.bands={example}"

@@ -404,6 +404,16 @@ def test_whole_images_of_patches_score_as_the_images_do(tmp_path):
     assert "mosaic" not in evaluate(scorer, patches, resized, ONE)
 
 
+def test_names_that_only_look_like_patches_give_no_whole_images(tmp_path, caplog):
+    """Such as dates; a mean IoU of 0 over no image would look like a figure."""
+    dataset, _, _ = make_data(tmp_path)
+    names = [f"site_{10 + day}_12_20_26" for day in range(len(dataset))]
+    dataset.name = names.__getitem__
+    metrics = evaluate(scorer, dataset, make_config(), ONE)
+    assert "mosaic" not in metrics and "left out of the whole images" in caplog.text
+    assert not any("whole images" in line for line in protocol_lines(metrics))
+
+
 # -- figures ------------------------------------------------------------------------------------
 
 

@@ -266,9 +266,13 @@ class _Figures:
             confusion = self.mosaic.confusion.sum_over(self.ranks)
             images = int(sum_over_ranks(np.array([self.mosaic.images]), self.ranks)[0])
             iou = self._by_name(confusion.iou())
-            found["mosaic"] = {
-                **confusion.scores(), "iou": iou, **self._class_scores(confusion), "images": images
-            }  # fmt: skip
+            if images:  # none if names only look like those of patches
+                found["mosaic"] = {
+                    **confusion.scores(),
+                    "iou": iou,
+                    **self._class_scores(confusion),
+                    "images": images,
+                }
         if self.by_image:
             found["boundary_f_by_image"] = {
                 f"{threshold:g}": {"mean": float(f.mean()), "classes": self._by_name(f)}
