@@ -241,6 +241,13 @@ def test_isprs_data_is_divided_as_the_benchmark_does(tmp_path, data, folders, na
     assert len(find_pairs(config.data, "train")) == 8
 
 
+def write_corrected(path):
+    """As if a file of the same length had replaced it a second later."""
+    before = path.stat()
+    path.write_bytes(path.read_bytes())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+
+
 def test_masks_are_converted_whole(tmp_path):
     found = write_isaid(tmp_path, [(600, 90), (50, 70)])
     config = configured(tmp_path)
@@ -252,6 +259,8 @@ def test_masks_are_converted_whole(tmp_path):
         np.testing.assert_array_equal(read_image(mask, 0), labels)
     assert convert_masks(sources, tmp_path, config) == 0
     mask.write_bytes(b"cut")
+    assert convert_masks(sources, tmp_path, config) == 1
+    write_corrected(sources[0].mask)
     assert convert_masks(sources, tmp_path, config) == 1
     config.data.masks = "images"
     with pytest.raises(UserError, match="would replace the mask it is made of"):
@@ -307,6 +316,8 @@ def test_what_is_damaged_or_exchanged_is_made_again(tmp_path):
     image = read_image(tmp_path / "data" / "train" / "images" / "P1.png")
     write_image(tmp_path / "data" / "train" / "images" / "P1.png", image // 2)
     assert prepare(config, tmp_path / "out") == 4 < total
+    write_corrected(tmp_path / "data" / "train" / "images" / f"P1{COLOUR}.png")
+    assert prepare(config, tmp_path / "out") == 4
     with pytest.raises(UserError, match=r"was written with overlap 16, not 8; choose another"):
         prepare(configured(tmp_path / "data", 64, 8), tmp_path / "out")
 

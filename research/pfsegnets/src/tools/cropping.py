@@ -181,7 +181,7 @@ class Cropper:
     def _finished(self, source: Source, place: Place, size: tuple[int, int]) -> bool:
         paths = self._paths(source, place, size)
         entry = self.manifest.done.get(paths[0])
-        expected = {"files": paths, "size": list(size), "source_bytes": _source_bytes(source)}
+        expected = {"files": paths, "size": list(size), "sources": _states(source)}
         if entry is None or not entry.items() >= expected.items():
             return False
         return all(
@@ -239,7 +239,7 @@ class Cropper:
                 "file": paths[0],
                 "files": paths,
                 "source": job.source.image.name,
-                "source_bytes": _source_bytes(job.source),
+                "sources": _states(job.source),
                 "window": list(place),
                 "size": list(size),
                 "bytes": lengths,
@@ -248,9 +248,17 @@ class Cropper:
         self.written(1)
 
 
-def _source_bytes(source: Source) -> list[int]:
-    """Lengths of the source's files, to notice that they were exchanged."""
-    return [file.stat().st_size for file in (source.image, source.mask) if file is not None]
+def _states(source: Source) -> list[list[int]]:
+    """Lengths and times of the source's files, to notice that they were exchanged.
+
+    A corrected TIFF without compression is as long as before, so that the length is not enough.
+    """
+    return [_state(file) for file in (source.image, source.mask) if file is not None]
+
+
+def _state(file: Path) -> list[int]:
+    found = file.stat()
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _columns(
@@ -397,10 +405,11 @@ def convert_masks(sources: Sequence[Source], output: Path, config: PFNetConfig) 
                 f"{target} would replace the mask it is made of; choose another output_path or "
                 "data.masks (save_file_name)"
             )
-        done = manifest.done.get(name)
-        if done is None or _length(target) != done["bytes"]:
+        done, state = manifest.done.get(name, {}), _state(source.mask)
+        if done.get("state") != state or _length(target) != done["bytes"]:
             length = _convert(source.mask, target, classes, config.prepare.unknown)
-            manifest.add({"file": name, "source": source.mask.name, "bytes": length})
+            entry = {"file": name, "source": source.mask.name, "state": state, "bytes": length}
+            manifest.add(entry)
             new.append(name)
         with lock:
             progress.advance()
