@@ -6,7 +6,7 @@ from model_utils.entry import load_config
 from model_utils.errors import UserError
 from research.pfsegnets.src.task import PFNetTask
 
-# What upstream's training scripts pass, section 6 of the specification.
+# What upstream's training scripts pass.
 TRAINING = (
     "--dataset {data} --cv 0 --arch network.pointflow.{arch} --class_uniform_tile 1024 "
     "--max_cu_epoch 16 --lr 0.01 --lr_schedule poly --poly_exp 0.8 --repoly 1.5 --rescale 1.0 "
@@ -49,7 +49,7 @@ def test_the_references_training_flags_are_understood(data, name, arch, backbone
     assert config.checkpoint_path == "some.ckpt"
 
 
-# Section 9 of the specification.
+# Flags of upstream's train.py that change nothing here.
 SWITCHES = (
     "img_wt_loss batch_weighting jointwtborder strict_bdr_cls aux sgd amsgrad freeze_trunk hardnm "
     "scf ignore_background restore_optimizer evaluateF dump_augmentation_images test_mode "

@@ -1,4 +1,4 @@
-"""PFNet's configuration; aliases are the reference's flags (section 9 of the README)."""
+"""PFNet's configuration; upstream's own flags are understood, too."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -84,7 +84,7 @@ class PFNetData(DataConfig):
 
 @dataclass
 class LossConfig:
-    """Weights and settings of the joint loss (section 5 of the README)."""
+    """Weights and settings of the joint loss, see losses.py."""
 
     segmentation: float = key(1.0, "weight of the class loss", "seg_weight", minimum=0)
     edge: float = key(25.0, "weight of each edge loss", "edge_weight", minimum=0)

@@ -1,6 +1,6 @@
 """PFNet's joint loss: hard-example cross entropy and balanced edges at three levels.
 
-Section 5 of the specification of the published code (``JointEdgeSegLightLossPfnet``):
+The published code's ``JointEdgeSegLightLossPfnet``:
 total = segmentation * OHEM(logits) + edge * (BCE(e2) + BCE(e1) + BCE(e0)), all taken at the
 labels' resolution.
 """

@@ -1,6 +1,6 @@
 """PFNet: an encoder, pyramid pooling, and a feature pyramid joined by PointFlow modules.
 
-Li et al., CVPR 2021 (see point_flow.py); section 3 of the specification of the published code.
+Li et al., CVPR 2021 (see point_flow.py); details as in the published code.
 All resizing inside the network is bilinear with aligned corners.
 """
 

@@ -2,7 +2,7 @@
 
 The original takes PyTorch's windows, from floor(i L / n) to ceil((i + 1) L / n); the Jittor port
 equal ones with stride floor(L / n), of which the last ends at the border. They agree where n
-divides L (specification, section 4.1). Averages are two matrix products and maxima a gather
+divides L. Averages are two matrix products and maxima a gather
 and an argmax: fast, deterministic under ties (the first place in reading order) and exportable.
 """
 

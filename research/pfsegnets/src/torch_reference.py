@@ -137,7 +137,7 @@ def _layers(backbone: str, inputs: int) -> list[nn.Sequential]:
     return layers
 
 
-# Pooling to a number of windows, in both styles (section 4.1).
+# Pooling to a number of windows, in both styles.
 
 
 def _equal_windows(x: Tensor, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -358,7 +358,7 @@ class Scores(nn.Module):
         return _resize(self.network(image)[0], image.shape[2:])
 
 
-# Losses (section 5).
+# Losses.
 
 
 def hard_example_loss(logits: Tensor, label: Tensor, threshold: float, keep: int) -> Tensor:
