@@ -11,7 +11,8 @@ from model_utils.segmenting import Segmenter, to_classes
 from .augment import resize_image
 from .config import PFNetInfer
 from .dataset import class_table
-from .multiscale import STRIDE, Protocol, least_side, mean_logits, padded_size
+from .multiscale import Protocol, least_side, mean_logits, padded_size
+from .network import STRIDE
 from .prediction import Prediction
 from .task import PFNetTask, class_count
 

@@ -7,10 +7,8 @@ strip, so that memory holds one patch's height of one image, not the image.
 """
 
 import logging
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -18,11 +16,9 @@ from model_utils.distributed import Ranks
 from model_utils.metrics.segmentation import ConfusionMatrix
 from model_utils.segmentation import IGNORE
 from model_utils.segmentation_report import spread
+from model_utils.tiling import parse_tile
 
 log = logging.getLogger("zoo")
-
-# <image>_<first row>_<row after the last>_<first column>_<column after the last><anything>
-_PATCH = re.compile(r"(?P<source>.+)_(\d+)_(\d+)_(\d+)_(\d+)(\D.*)?")
 
 
 @dataclass(frozen=True)
@@ -52,14 +48,11 @@ class Patch:
             name: such as ``val/images/P0003_0_896_512_1408.png``: rows 0 to 895, columns 512 to
                 1407 of P0003.
         """
-        path = Path(name)
-        match = _PATCH.fullmatch(path.stem)
-        if match is None:
+        tile = parse_tile(name)
+        if tile is None:
             return None
-        top, bottom, left, right = (int(match[place]) for place in range(2, 6))
-        if top >= bottom or left >= right:
-            return None
-        return cls(str(path.parent / match["source"]), (top, bottom), (left, right))
+        top, bottom, left, right = tile.place
+        return cls(str(tile.path.parent / tile.stem), (top, bottom), (left, right))
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,7 @@ from model_utils.segmentation_evaluation import Scorer
 from model_utils.windows import WindowMean, fill_up, resize_aligned, windows
 
 from .config import PFNetConfig
-
-# The network halves its input five times.
-STRIDE = 32
+from .network import STRIDE
 
 
 @dataclass(frozen=True)

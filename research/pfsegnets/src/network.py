@@ -20,8 +20,6 @@ from .pooling import AdaptiveAverage
 # Input sides are multiples of this: every map then has exactly half the side of the one before,
 # which the PointFlow modules rely on.
 STRIDE = 32
-# Output stride of the logits.
-LOGITS_STRIDE = 4
 CHANNELS = 256
 
 
