@@ -535,6 +535,18 @@ def test_an_output_that_cannot_be_written_is_a_sentence(tmp_path):
         prepare(configured(tmp_path / "data"), tmp_path / "out")
 
 
+def test_results_do_not_go_among_their_sources(tmp_path):
+    write_isaid(tmp_path / "data", [(100, 100)])
+    before = contents(tmp_path / "data")
+    with pytest.raises(UserError, match="among the whole images in .*; choose another output"):
+        prepare(configured(tmp_path / "data"), tmp_path / "out" / ".." / "data")
+    prepare(configured(tmp_path / "data"), tmp_path / "out")
+    masks = tmp_path / "out" / "train" / "masks"
+    with pytest.raises(UserError, match="input and output folder, .* choose another output"):
+        stitch_folder(masks, masks)
+    assert contents(tmp_path / "data") == before and len(list(masks.iterdir())) == 4
+
+
 def test_a_full_disk_is_a_sentence_and_leaves_whole_files(tmp_path, monkeypatch):
     write_isaid(tmp_path / "data", [(200, 200)])
     calls = []

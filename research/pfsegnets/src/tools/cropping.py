@@ -326,9 +326,15 @@ def crop_sources(
         The number of patches that this call wrote.
 
     Raises:
-        UserError: see :meth:`Cropper.plan` and :meth:`Cropper.crop`; the folder is of other
-            settings or not writable.
+        UserError: see :meth:`Cropper.plan` and :meth:`Cropper.crop`; the folder is that of the
+            images, of other settings or not writable.
     """
+    for source in sources:
+        if source.image.parent.resolve() == (output / source.split / config.data.images).resolve():
+            raise UserError(
+                f"patches would lie among the whole images in {source.image.parent}, and be taken "
+                "for some; choose another output_path"
+            )
     classes = TABLES[config.data.format]
     manifest = Manifest(output / MANIFEST, settings_of(config, patches, classes))
     with FolderLock(output), manifest:

@@ -278,9 +278,14 @@ def stitch_folder(
         The images.
 
     Raises:
-        UserError: see :func:`find_wholes` and :func:`stitched`.
+        UserError: see :func:`find_wholes` and :func:`stitched`, or both folders are one.
     """
     wholes = find_wholes(source, manifest)
+    if source.resolve() == output.resolve():
+        raise UserError(
+            f"{source} is input and output folder, so that images would be taken for patches; "
+            "choose another output_path"
+        )
     settings = {
         "source": str(source.resolve()),
         "overlap": overlap,
