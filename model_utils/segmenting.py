@@ -249,7 +249,11 @@ class Segmenter(Predictor):
 
     @classmethod
     def run_scenes(cls: type[SegmenterT], config: Any, output: Path) -> dict[str, Any]:
-        """infer.py --scene: segment whole scenes; write a GeoTIFF for each."""
+        """infer.py --scene: segment whole scenes; write a GeoTIFF for each.
+
+        Raises:
+            UserError: of a folder, in the end, which scenes could not be segmented.
+        """
         from model_utils.scenes.source import scene_files
 
         keys: SceneConfig = config.infer.scene
@@ -264,14 +268,27 @@ class Segmenter(Predictor):
         source = config.checkpoint_path or DEFAULT_WEIGHTS
         model = cls.from_checkpoint(source, config.infer.backend, config)
         scenes: dict[str, Any] = {}
+        failed: list[str] = []
         for path in files:
             target = output / f"{names[path]}_{keys.result}.tif"
-            report = model.predict_scene(path, target, keys, config.infer.batch_size)
+            try:
+                report = model.predict_scene(path, target, keys, config.infer.batch_size)
+            except UserError as error:
+                if len(files) == 1:
+                    raise
+                log.error("%s", error)
+                failed.append(str(path))
+                continue
             scenes[str(path)] = {"result": str(target), **report.figures(model.classes.names)}
             if report.finished:
                 log.info("%s: result in %s", path, target)
         summary = {"scenes": scenes, "network": str(source)}
         write_json(output / "metrics.json", summary)
+        if failed:
+            raise UserError(
+                f"{len(failed)} of {len(files)} scenes have no result, as said above: "
+                f"{', '.join(failed)}; replace or remove them and run again"
+            )
         return summary
 
     # Files -----------------------------------------------------------------------------------

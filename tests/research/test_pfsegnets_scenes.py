@@ -59,6 +59,24 @@ def test_other_settings_are_not_taken_for_the_same_network(model, tmp_path, capl
         other.predict_scene(source, target, keys, show=False)
 
 
+def test_one_bad_scene_does_not_cost_the_others(model, tmp_path, monkeypatch, caplog):
+    source = generate_scene(tmp_path / "in" / "b good.tif", 60, 70)
+    (tmp_path / "in" / "a ü.tif").write_bytes(source.read_bytes()[:100])
+    monkeypatch.setattr(PFSegNets, "from_checkpoint", classmethod(lambda cls, *_: model))
+    config = PFNetTask().config_class()
+    config.infer.scene = SceneConfig(source=str(tmp_path / "in"), tile=128, halo=16, blend="flat")
+    config.infer.flip = True
+    with pytest.raises(UserError, match=r"1 of 2 scenes have no result.* .*a ü\.tif; replace"):
+        PFSegNets.run_scenes(config, tmp_path / "out")
+    assert "a ü.tif is corrupt, cut off" in caplog.text
+    assert "infer.flip and infer.resize have no effect" in caplog.text
+    assert read(tmp_path / "out" / "b good_classes.tif", 1).shape == (60, 70)
+    assert "b good.tif" in (tmp_path / "out" / "metrics.json").read_text(encoding="utf-8")
+    config.infer.scene.source = str(tmp_path / "in" / "a ü.tif")
+    with pytest.raises(UserError, match="is corrupt, cut off"):
+        PFSegNets.run_scenes(config, tmp_path / "out")
+
+
 def test_sizes_that_the_network_does_not_take(model, tmp_path):
     source = generate_scene(tmp_path / "scene.tif", 150, 200)
     with pytest.raises(UserError, match="tiles of 100 pixels do not fit .* multiples of 32"):
