@@ -178,7 +178,10 @@ def _evaluate(task: Task, config: Any, output: Path) -> None:
     network, path = _loaded_network(task, config, started.ranks)
     dataset = task.build_dataset(config, config.evaluate.split)
     if dataset is None:
-        raise UserError(f"there is no split '{config.evaluate.split}' in {config.data.root}")
+        raise UserError(
+            f"there is no split '{config.evaluate.split}' in {config.data.root}; choose another "
+            "with --split, or correct --data_path"
+        )
     begun = time.monotonic()
     first = started.ranks.first
     metrics = task.evaluate(network, dataset, config, started.ranks, output if first else None)

@@ -383,6 +383,15 @@ def test_isaid_patches(tmp_path):
     assert (build_dataset(config, "val").read(1)[1] == label).all()
 
 
+def test_isaid_as_distributed_is_told_from_patches(tmp_path):
+    for name in ("P0000", "P0000_instance_color_RGB"):
+        write_image(tmp_path / "train" / "images" / f"{name}.png", np.zeros((8, 8, 3), np.uint8))
+    config = PFNetConfig()
+    config.data.root = str(tmp_path)
+    with pytest.raises(UserError, match="train/images holds masks beside .* prepare_isaid.py"):
+        build_dataset(config, "train")
+
+
 def test_isprs_validates_on_test(tmp_path):
     label = blobs(48, 40, 6)
     for split in ("train", "test"):

@@ -124,6 +124,12 @@ def _patches(data: PFNetData, root: Path, split: str) -> list[Pair] | None:
         raise UserError(f"{folder} holds no images; {_EXPECTED[data.format].format(split=split)}")
     masks = root / split / data.masks
     if not masks.is_dir():
+        if any(image.stem.endswith(_ENDINGS[data.format]) for image in images):
+            tool = "prepare_isaid.py" if data.format == "isaid" else "prepare_isprs.py"
+            raise UserError(
+                f"{folder} holds masks beside the images, as the data is distributed; cut it into "
+                f"patches with {tool} and give these"
+            )
         if split == "test":
             return [Pair(image, None) for image in images]
         others = [name for name in ("masks", "masks_new") if (root / split / name).is_dir()]
