@@ -280,3 +280,15 @@ def test_initial_weights_follow_the_published_rule():
     assert np.abs(head).max() <= 1 / np.sqrt(1024 * 9) and head.std() > 0.5 / np.sqrt(1024 * 9)
     again = PFNet(classes=3, seed=0).layer3[1].conv2.weight.asnumpy()
     np.testing.assert_array_equal(weight, again)
+
+
+def test_blocks_may_begin_as_their_shortcuts():
+    network = PFNet(classes=3, seed=0, zero_residual=True)
+    stage = network.layer2[1]
+    network.set_train(False)
+    x = np.abs(np.random.default_rng(0).standard_normal((1, 512, 8, 8))).astype(np.float32)
+    np.testing.assert_array_equal(stage(Tensor(x)).asnumpy(), x)
+    plain = PFNet(classes=3, seed=0).layer2[1]
+    plain.set_train(False)
+    assert np.abs(plain(Tensor(x)).asnumpy() - x).max() > 0.1
+    np.testing.assert_array_equal(stage.conv2.weight.asnumpy(), plain.conv2.weight.asnumpy())

@@ -303,6 +303,9 @@ class PFNetConfig(Config):
     point_flow: bool = key(
         True, "False replaces the PointFlow modules by bilinear upsampling (ablation)"
     )
+    zero_residual: bool = key(
+        False, "residual blocks begin as their shortcuts; faster without pretrained weights"
+    )
     freeze_batch_norm: bool = key(False, "train with the stored statistics", "fix_bn")
     data: PFNetData = group(PFNetData)
     loss: LossConfig = group(LossConfig)

@@ -180,6 +180,7 @@ class PFNet(nn.Cell):
         max_pool_size, avg_pool_size, edge_points, match_dim: of the PointFlow modules.
         point_flow: False replaces these modules by upsampling (ablation).
         freeze_batch_norm: train with the stored statistics.
+        zero_residual: begin with residual blocks that do nothing (see initialize).
         seed: of the initial weights; None leaves the framework's (to be loaded over).
         rank: this process's rank.
     """
@@ -197,6 +198,7 @@ class PFNet(nn.Cell):
         match_dim: int = 64,
         point_flow: bool = True,
         freeze_batch_norm: bool = False,
+        zero_residual: bool = False,
         seed: int | None = None,
         rank: int = 0,
     ) -> None:
@@ -227,7 +229,7 @@ class PFNet(nn.Cell):
                 if isinstance(cell[1], nn.BatchNorm2d):
                     cell[1].use_batch_statistics = False
         if seed is not None:
-            initialize(self, seed)
+            initialize(self, seed, zero_residual)
 
     def construct(self, image: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Normalised images (N, 3, H, W), H and W multiples of 32.
@@ -261,14 +263,23 @@ class PFNet(nn.Cell):
             )
 
 
-def initialize(network: nn.Cell, seed: int) -> None:
+def initialize(network: nn.Cell, seed: int, zero_residual: bool = False) -> None:
     """Upstream's initial weights.
 
     Encoder: normal, He's deviation for the fan-out. Head and biases: PyTorch's default, uniform
     in 1 / sqrt(fan-in).
+
+    Args:
+        network: PFNet.
+        seed: of the draws.
+        zero_residual: the last batch normalisation of every block scales by 0, so that blocks
+            begin as their shortcuts; without pretrained weights training is faster then (Goyal
+            et al. 2017, section 5.1). Not upstream's.
     """
     rng = np.random.default_rng(seed)
     for name, cell in network.cells_and_names():
+        if zero_residual and name.startswith("layer") and name.endswith(".bn3"):
+            cell.gamma.set_data(Tensor(np.zeros(cell.gamma.shape, np.float32)))
         if not isinstance(cell, nn.Conv2d):
             continue
         outputs, *rest = cell.weight.shape

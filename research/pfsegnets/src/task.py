@@ -67,6 +67,7 @@ class PFNetTask(Task):
             config.match_dim,
             config.point_flow,
             config.freeze_batch_norm,
+            config.zero_residual,
             config.seed,
             ranks.rank,
         )
