@@ -268,7 +268,7 @@ class Segmenter(Predictor):
         source = config.checkpoint_path or DEFAULT_WEIGHTS
         model = cls.from_checkpoint(source, config.infer.backend, config)
         scenes: dict[str, Any] = {}
-        failed: list[str] = []
+        failed: list[Path] = []
         for path in files:
             target = output / f"{names[path]}_{keys.result}.tif"
             try:
@@ -277,25 +277,25 @@ class Segmenter(Predictor):
                 if len(files) == 1:
                     raise
                 log.error("%s", error)
-                failed.append(str(path))
+                failed.append(path)
                 continue
             scenes[str(path)] = {"result": str(target), **report.figures(model.classes.names)}
             if report.finished:
                 log.info("%s: result in %s", path, target)
         summary = {"scenes": scenes, "network": str(source)}
         write_json(output / "metrics.json", summary)
-        if failed:
-            raise UserError(
-                f"{len(failed)} of {len(files)} scenes have no result, as said above: "
-                f"{', '.join(failed)}; replace or remove them and run again"
-            )
+        _refuse_failed(failed, len(files), "scenes")
         return summary
 
     # Files -----------------------------------------------------------------------------------
 
     @classmethod
     def run(cls: type[SegmenterT], config: Any, output: Path) -> dict[str, Any]:
-        """infer.py: segment image files; write class numbers, class colours and overlays."""
+        """infer.py: segment image files; write class numbers, class colours and overlays.
+
+        Raises:
+            UserError: of a folder, in the end, which images could not be read.
+        """
         keys = config.infer
         if keys.scene.source:
             return cls.run_scenes(config, output)
@@ -304,8 +304,9 @@ class Segmenter(Predictor):
         source = config.checkpoint_path or DEFAULT_WEIGHTS
         model = cls.from_checkpoint(source, keys.backend, config)
         shares: dict[str, dict[str, float]] = {}
+        failed: list[Path] = []
         progress = Progress(len(files), "segmenting", unit="image")
-        for path, image, classes in model._segmented(files):
+        for path, image, classes in model._segmented(files, failed):
             stem = output / names[path]
             write_image(Path(f"{stem}_classes.png"), classes)
             pictures = draw_segmentation(image, classes, model.classes, keys.alpha)
@@ -319,15 +320,17 @@ class Segmenter(Predictor):
             }
             progress.advance()
         progress.close()
-        summary = {"images": len(files), "network": str(source), "shares": shares}
+        summary = {"images": len(shares), "network": str(source), "shares": shares}
         write_json(output / "metrics.json", summary)
-        log.info("%d images segmented; results in %s", len(files), output)
+        log.info("%d images segmented; results in %s", len(shares), output)
+        _refuse_failed(failed, len(files), "images")
         return summary
 
-    def _segmented(self, files: list[Path]) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
+    def _segmented(
+        self, files: list[Path], failed: list[Path]
+    ) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
         """File, image (H, W, 3) uint8 and classes (H, W); neighbours of one size at once."""
-        images = ((path, to_eight_bits(read_image(path), path)) for path in files)
-        for _, group in itertools.groupby(images, lambda item: item[1].shape):
+        for _, group in itertools.groupby(_readable(files, failed), lambda item: item[1].shape):
             while part := list(itertools.islice(group, self.config.infer.batch_size)):
                 paths, pictures = zip(*part, strict=True)
                 yield from zip(paths, pictures, self.segment(pictures, paths), strict=True)
@@ -345,6 +348,28 @@ class Segmenter(Predictor):
             return self.class_maps(np.stack(normalised))
         scores = (self.scores(image, tuple(keys.scales), keys.flip) for image in images)
         return np.stack([each.argmax(axis=0).astype(np.uint8) for each in scores])
+
+
+def _readable(files: list[Path], failed: list[Path]) -> Iterator[tuple[Path, np.ndarray]]:
+    """Files with their images (H, W, 3) uint8; of several, those that cannot be read are noted."""
+    for path in files:
+        try:
+            image = to_eight_bits(read_image(path), path)
+        except UserError as error:
+            if len(files) == 1:
+                raise
+            log.error("%s", error)
+            failed.append(path)
+        else:
+            yield path, image
+
+
+def _refuse_failed(failed: Sequence[Path], count: int, what: str) -> None:
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {count} {what} have no result, as said above: "
+            f"{', '.join(map(str, failed))}; replace or remove them and run again"
+        )
 
 
 def image_files(given: PathLike) -> list[Path]:

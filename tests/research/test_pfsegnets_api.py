@@ -144,6 +144,21 @@ def test_infer_writes_classes_of_every_image(model, weights, image, tmp_path):
     assert summary["images"] == 2
 
 
+def test_one_bad_image_does_not_cost_the_others(model, image, tmp_path, monkeypatch, caplog):
+    folder = tmp_path / "in"
+    for name in ("a", "c"):
+        write_image(folder / f"{name}.png", image)
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:-200])
+    monkeypatch.setattr(PFSegNets, "from_checkpoint", classmethod(lambda cls, *_: model))
+    with pytest.raises(UserError, match=r"1 of 3 images have no result.*in/b\.png; replace"):
+        PFSegNets.run(settings(f"--images={folder}"), tmp_path / "out")
+    assert "b.png is corrupt or of an unknown format" in caplog.text
+    for name in ("a", "c"):
+        found = read_image(tmp_path / "out" / f"{name}_classes.png", 0)
+        np.testing.assert_array_equal(found, model.predict(image))
+    assert json.loads((tmp_path / "out/metrics.json").read_text(encoding="utf-8"))["images"] == 2
+
+
 def test_images_are_resized_as_in_training_and_logits_back(model, image, monkeypatch):
     monkeypatch.setattr(model.config.infer, "resize", 64)
     (found,) = model.segment([image], ["a"])
