@@ -6,8 +6,9 @@ changed and which further maps, such as edges, are made of the labels.
 
 import abc
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -244,3 +245,25 @@ def find_palette(palette: str, places: Sequence[PathLike]) -> Path:
         )
     found = (Path(place) / palette for place in places)
     return next((path for path in found if path.is_file()), Path(palette))
+
+
+def count_classes(config: Any, class_table: Callable[[Any], ClassTable]) -> int:
+    """How many classes a network tells apart: ``classes``, or the data's.
+
+    Args:
+        config: of a segmentation network, with ``classes`` and ``data``.
+        class_table: reads the classes of the configured data.
+
+    Raises:
+        UserError: another number is asked for than the data has.
+    """
+    data = config.data
+    if config.classes and data.format == "folder" and not data.palette:
+        return int(config.classes)  # exporting and converting need no names
+    count = len(class_table(config))
+    if config.classes not in (0, count):
+        raise UserError(
+            f"classes={config.classes}, but {data.format} has {count}; leave 'classes' at 0, or "
+            "use data.format=folder with a palette of your own"
+        )
+    return count

@@ -10,6 +10,7 @@ from model_utils.converting import pytorch_name
 from model_utils.distributed import Ranks
 from model_utils.errors import UserError
 from model_utils.exporting import ExportInput
+from model_utils.segmentation_data import count_classes
 from model_utils.task import Step, Task
 
 from .config import SANetConfig
@@ -29,16 +30,7 @@ def class_count(config: SANetConfig) -> int:
     Raises:
         UserError: another number is asked for than the data has.
     """
-    data = config.data
-    if config.classes and data.format == "folder" and not data.palette:
-        return config.classes  # exporting and converting need no names
-    count = len(class_table(config))
-    if config.classes not in (0, count):
-        raise UserError(
-            f"classes={config.classes}, but {data.format} has {count}; leave 'classes' at 0, or "
-            "use data.format=folder with a palette of your own"
-        )
-    return count
+    return count_classes(config, class_table)
 
 
 class SANetTask(Task):
