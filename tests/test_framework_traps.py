@@ -168,13 +168,28 @@ def bare_except(source):
             yield node
 
 
+def guards_names(node):
+    methods = {part.name: part for part in node.body if isinstance(part, ast.FunctionDef)}
+    return "find_class" in methods and not any(
+        isinstance(part, ast.Name) and part.id == "super"
+        for part in ast.walk(methods["find_class"])
+    )
+
+
 def unsafe_loading(source):
     loaders = [
         f"{module}.{name}"
         for module in ("pickle", "_pickle", "dill", "cloudpickle", "marshal", "joblib")
         for name in ("load", "loads", "Unpickler")
     ]
-    yield from never(*loaders)(source)
+    # An unpickler that looks up every name itself, and asks nobody else, runs nothing foreign.
+    guarded = {
+        base
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.ClassDef) and guards_names(node)
+        for base in node.bases
+    }
+    yield from (node for node in never(*loaders)(source) if node not in guarded)
     for name, keywords, node in source.calls():
         if name == "torch.load" and constant(keywords.get("weights_only")) is not True:
             yield node
@@ -372,10 +387,16 @@ RULES = (
             "import torch\ntorch.load('x.pth', weights_only=False)",
             "import numpy as np\nnp.load('x.npz', allow_pickle=True)",
             "import numpy as np\nnp.load('x.npz', allow_pickle=flag)",
+            "import pickle\nclass Mine(pickle.Unpickler):\n    pass",
+            "import pickle\nclass Mine(pickle.Unpickler):\n"
+            "    def find_class(self, module, name):\n"
+            "        return super().find_class(module, name)",
         ),
         (
             "import torch\ntorch.load('x.pth', weights_only=True)",
             "import pickle\ntry:\n    f()\nexcept pickle.UnpicklingError:\n    pass",
+            "import pickle\nclass Mine(pickle.Unpickler):\n"
+            "    def find_class(self, module, name):\n        return ALLOWED[module, name]",
             "import numpy as np\nnp.load('x.npz')",
             "import numpy as np\nnp.load('x.npz', allow_pickle=False)",
         ),

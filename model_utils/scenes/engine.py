@@ -530,8 +530,9 @@ def largest(scores: np.ndarray) -> np.ndarray:
     for number in range(1, len(scores)):
         better = cv2.compare(scores[number], best, cv2.CMP_GT)  # 255 where it is
         cv2.max(best, scores[number], best)
-        # Numbers rise, so that the larger one is the later one.
-        cv2.max(place, cv2.min(better, number), place)
+        # Numbers rise, so that the larger one is the later one. (OpenCV's own minimum with a
+        # number takes an image of one pixel for a number as well.)
+        cv2.max(place, np.minimum(better, np.uint8(number)), place)
     return place
 
 

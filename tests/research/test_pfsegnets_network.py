@@ -144,7 +144,7 @@ def test_losses_and_gradients_equal_published_code(name, tolerance):
             parts, ("seg_loss", *(f"edge_loss_layer{n}" for n in (3, 2, 1))), strict=True
         ):
             assert part == pytest.approx(description["loss"][kind], rel=tolerance), kind
-        differences = []
+        differences, errors = [], []
         for parameter, gradient in zip(network.trainable_params(), gradients, strict=True):
             reference = pytorch_name(parameter.name)
             if reference in description["grad_mathematically_zero"]:
@@ -155,8 +155,11 @@ def test_losses_and_gradients_equal_published_code(name, tolerance):
             assert norm == pytest.approx(expected["l2"], rel=allowed), reference
             differences.append(abs(norm / expected["l2"] - 1))
             if f"grad:{reference}" in arrays:
+                # The noise is one draw of the reference's, in training about 2e-2 of a vector.
                 error = relative(gradient.asnumpy(), arrays[f"grad:{reference}"])
-                assert error < allowed, reference
+                errors.append(error / allowed)
+                assert error < allowed * (1 if name.endswith("fixbn") else 2), reference
+        assert np.median(errors) < 1
         assert np.median(differences) < (1e-5 if name.endswith("fixbn") else 3e-3)
         after = {p.name: p.asnumpy() for p in network.get_parameters()}
         for reference, (norm, first) in description["bn_after_one_forward_f64"].items():

@@ -59,7 +59,7 @@ def find_tiles(image: int, label: np.ndarray, side: int) -> list[Tile]:
             part = label[top : top + side, left : left + side]
             counts = np.bincount(part.ravel(), minlength=256)
             for number in np.flatnonzero(counts[:IGNORE]).tolist():
-                points = cv2.findNonZero(cv2.compare(part, number, cv2.CMP_EQ))[:, 0]
+                points = cv2.findNonZero((part == number).astype(np.uint8))[:, 0]
                 away = ((points - points.mean(axis=0)) ** 2).sum(axis=1)
                 column, row = points[int(away.argmin())].tolist()
                 found.append(Tile(image, top + row, left + column, number))
