@@ -136,3 +136,15 @@ def test_both_languages_give_the_same_figures_in_their_tables(folder):
     assert len(english) == len(chinese)
     for first, second in zip(english, chinese, strict=True):
         assert figures(first) == figures(second), f"{first}\n{second}"
+
+
+def test_a_translated_document_keeps_blocks_code_and_figures():
+    english, chinese = (text_of(ROOT / "docs", name) for name in ("scenes.md", "scenes_CN.md"))
+    blocks = [re.findall(r"```.*?```", text, re.S) for text in (english, chinese)]
+    assert blocks[0] == blocks[1]
+    plain = [re.sub(r"```.*?```", "", text, flags=re.S) for text in (english, chinese)]
+    code = [sorted(" ".join(c.split()) for c in re.findall(r"`([^`]+)`", p)) for p in plain]
+    assert set(code[0]) == set(code[1])
+    assert len(anchors(english)) == len(anchors(chinese))
+    assert figures(english) == figures(chinese)
+    assert "(scenes_CN.md)" in english and "(scenes.md)" in chinese
