@@ -25,21 +25,8 @@ SOURCES = (".pth", ".pt", ".tar", ".ckpt", ".npz", ".safetensors", ".pkl")
 IGNORED_SUFFIXES = ("num_batches_tracked",)
 # What wrappers put before every name: DataParallel, torch.compile.
 PREFIXES = ("module.", "_orig_mod.")
-# MindSpore's names of batch statistics and their PyTorch ones; all other suffixes are alike.
-BATCH_NORM_SUFFIXES = {
-    "gamma": "weight",
-    "beta": "bias",
-    "moving_mean": "running_mean",
-    "moving_variance": "running_var",
-}
 # Where training scripts put the weights inside what they save.
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "network", "weights")
-
-
-def pytorch_name(name: str) -> str:
-    """A MindSpore parameter's name as PyTorch calls it: batch normalisation's suffixes differ."""
-    stem, _, last = name.rpartition(".")
-    return f"{stem}.{BATCH_NORM_SUFFIXES.get(last, last)}"
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:

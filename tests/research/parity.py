@@ -3,7 +3,7 @@
 import numpy as np
 from mindspore import Tensor
 
-from model_utils.converting import pytorch_name
+from model_utils.torch_counterpart import pytorch_name
 from tests import seeded
 
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mindspore import Tensor, nn
 
-from model_utils.converting import pytorch_name
 from model_utils.errors import UserError
+from model_utils.torch_counterpart import pytorch_name
 from research.pfsegnets.src.losses import PFNetLoss
 from research.pfsegnets.src.network import PFNet
 from research.pfsegnets.src.point_flow import LargestPoints

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from model_utils.torch_counterpart import copy_weights
 from tests import seeded
 from tests.research.parity import relative
 
@@ -29,7 +30,7 @@ def build(description):
         name: seeded.parameter(name, shape, description["gain"])
         for name, shape, _ in description["params"]
     }
-    torch_reference.copy_weights(network, weights)
+    copy_weights(network, weights)
     return network, weights
 
 
@@ -109,10 +110,10 @@ def test_weights_that_do_not_fit_are_refused():
     weights = {name: value.numpy() for name, value in network.state_dict().items()}
     extra = {**weights, "fc.weight": np.zeros((1000, 2048), np.float32)}
     with pytest.raises(ValueError, match=r"unexpected \['fc.weight'\]"):
-        torch_reference.copy_weights(network, extra)
+        copy_weights(network, extra)
     del weights["layer0.1.weight"]
     with pytest.raises(ValueError, match=r"missing \['layer0.1.weight'\]"):
-        torch_reference.copy_weights(network, weights)
+        copy_weights(network, weights)
 
 
 def test_losses_and_gradients_equal_published_code():
@@ -184,7 +185,7 @@ def test_resnet101_equals_this_network():
     """No stored values at hand: two implementations from one description."""
     from mindspore import Tensor
 
-    from model_utils.converting import pytorch_name
+    from model_utils.torch_counterpart import pytorch_name
     from research.pfsegnets.src.network import PFNet
 
     points = {"max_pool_size": 6, "avg_pool_size": 5, "edge_points": 64}
@@ -197,7 +198,7 @@ def test_resnet101_equals_this_network():
     assert sum(array.size for name, array in weights.items() if "running" not in name) == 51_986_131
     ours.set_train(False)
     theirs = torch_reference.PFNetTorch("resnet101", 16, dropout=0.0, **points)
-    torch_reference.copy_weights(theirs, weights)
+    copy_weights(theirs, weights)
     image = seeded.network_input("image37", (1, 3, 256, 256))
     with torch.inference_mode():
         logits, edges = theirs.eval()(torch.from_numpy(image))

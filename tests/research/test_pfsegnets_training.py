@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model_utils import checkpoint as checkpoints
-from model_utils.converting import pytorch_name
+from model_utils.torch_counterpart import pytorch_name
 from research.pfsegnets.src.network import PFNet
 from tests import seeded
 from tests.research.pfsegnets_commands import run, small, write_chips

@@ -8,11 +8,11 @@ import onnxruntime
 import pytest
 
 from model_utils import checkpoint as checkpoints
-from model_utils.converting import pytorch_name
 from model_utils.distributed import Ranks
 from model_utils.entry import load_config
 from model_utils.errors import UserError
 from model_utils.segmenting import image_files, result_names
+from model_utils.torch_counterpart import pytorch_name
 from research.sanet import SANet
 from research.sanet.src.network import SANetClassifier, SANetNetwork
 from research.sanet.src.task import SANetTask

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from mindspore import Tensor, nn
 from sklearn.metrics import jaccard_score, top_k_accuracy_score
 
-from model_utils.converting import pytorch_name
 from model_utils.distributed import Ranks
 from model_utils.errors import UserError
 from model_utils.files import read_image, read_json, write_image
 from model_utils.metrics.segmentation import ConfusionMatrix
 from model_utils.segmentation import IGNORE
+from model_utils.torch_counterpart import pytorch_name
 from model_utils.windows import resize_aligned
 from research.sanet.src import evaluation
 from research.sanet.src.classes import CAMVID, CITYSCAPES, CITYSCAPES_TRAIN_IDS

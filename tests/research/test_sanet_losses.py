@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mindspore import Tensor, nn
 
-from model_utils.converting import pytorch_name
 from model_utils.distributed import Ranks
 from model_utils.optimizers import OptimizerConfig, build_optimizer
 from model_utils.segmentation_losses import NegativeLogLikelihood, limit_below
+from model_utils.torch_counterpart import pytorch_name
 from model_utils.training import TrainStep
 from research.sanet.src.losses import (
     HardExamples,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from model_utils.converting import pytorch_name
+from model_utils.torch_counterpart import pytorch_name
 from research.sanet.src.network import SADecoder, SANetClassifier, SANetNetwork
 from research.sanet.src.prediction import Prediction
 from research.sanet.src.pyramid_pooling import APPPM, DAPPM, POOLINGS

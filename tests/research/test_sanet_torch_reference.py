@@ -45,7 +45,7 @@ def test_variants_without_stored_outputs_equal_this_network(variant):
     """Two implementations from one description; S and L are compared with the published one."""
     from mindspore import Tensor
 
-    from model_utils.converting import pytorch_name
+    from model_utils.torch_counterpart import pytorch_name
     from research.sanet.src.network import SANetNetwork
 
     ours = SANetNetwork(variant, 19)
@@ -92,7 +92,7 @@ def training_fixture():
 
 def test_two_steps_equal_published_training():
     description, arrays, network, batch, weights = training_fixture()
-    step = torch_reference.TrainStep(network, description["options"]["sgd"]["lr"], weights)
+    step = torch_reference.train_step(network, description["options"]["sgd"]["lr"], weights)
     trajectory = [step(*batch), step(*batch)]
     stepped = {name: value.detach().clone() for name, value in network.named_parameters()}
     trajectory.append(step(*batch))

@@ -310,8 +310,8 @@ def test_torch_reference_takes_the_same_step(train_fixture, name_map):
         name_map[name]: seeded.parameter(name, shape) for name, shape, _ in description["params"]
     }
     torch_reference.copy_weights(network, weights)
-    step = torch_reference.TrainStep(network, description["options"]["adam"]["lr"])
-    loss = step(*(torch.from_numpy(x.asnumpy()) for x in train_inputs(description)))
+    step = torch_reference.train_step(network, description["options"]["adam"]["lr"])
+    (loss,) = step(*(torch.from_numpy(x.asnumpy()) for x in train_inputs(description)))
     assert loss == pytest.approx(description["values"]["loss"], rel=1e-6)
     # Gradients, not weights: PyTorch's Adam places epsilon elsewhere, which the decoder's
     # gradients of 1e-5 feel.

@@ -7,8 +7,8 @@ checkpoints, whose stem is called otherwise.
 
 from mindspore import Tensor, nn, ops
 
-from model_utils.converting import BATCH_NORM_SUFFIXES
 from model_utils.layers import conv2d, max_pool_after_relu, zero_pad
+from model_utils.torch_counterpart import BATCH_NORM_SUFFIXES
 
 STAGE_CHANNELS = (256, 512, 1024, 2048)
 # Blocks per stage.

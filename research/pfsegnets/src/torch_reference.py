@@ -6,12 +6,13 @@ Parameter names are those of the published checkpoints. PyTorch is an optional e
 (``pip install -e .[torch]``) and only ``benchmark.py`` and the tests use it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from model_utils.torch_counterpart import TrainStep
 
 # Repeated rather than imported: a process that times PyTorch must not load MindSpore.
 BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "res2net101": (3, 4, 23, 3)}
@@ -407,35 +408,12 @@ def losses(
     return sum(parts[1:], parts[0]), *parts
 
 
-class TrainStep:
-    """Forward, losses, gradients and one SGD update, eagerly.
+def train_step(network: PFNetTorch, lr: float = 0.007) -> TrainStep:
+    """The published training step with SGD; it returns the losses as `losses` orders them.
 
     Args:
         network: in training mode.
         lr: learning rate.
     """
-
-    def __init__(self, network: PFNetTorch, lr: float = 0.007) -> None:
-        self.network = network
-        self.optimizer = torch.optim.SGD(network.parameters(), lr, momentum=0.9, weight_decay=1e-4)
-
-    def __call__(self, image: Tensor, label: Tensor, edge: Tensor) -> list[float]:
-        """One step; returns the losses as `losses` orders them."""
-        self.optimizer.zero_grad(set_to_none=True)
-        values = losses(self.network(image), label, edge)
-        values[0].backward()
-        self.optimizer.step()
-        return torch.stack(values).tolist()
-
-
-def copy_weights(network: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
-    """Load arrays by PyTorch's names.
-
-    Raises:
-        ValueError: an array is missing or of another network.
-    """
-    arrays = {name: torch.from_numpy(np.array(value)) for name, value in weights.items()}
-    missing, unexpected = network.load_state_dict(arrays, strict=False)
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-    if missing or unexpected:
-        raise ValueError(f"weights do not fit: missing {missing}, unexpected {unexpected}")
+    optimizer = torch.optim.SGD(network.parameters(), lr, momentum=0.9, weight_decay=1e-4)
+    return TrainStep(lambda image, label, edge: losses(network(image), label, edge), optimizer)

@@ -6,12 +6,12 @@ from typing import Any
 
 from mindspore import nn
 
-from model_utils.converting import pytorch_name
 from model_utils.distributed import Ranks
 from model_utils.errors import UserError
 from model_utils.exporting import ExportInput
 from model_utils.segmentation_data import count_classes
 from model_utils.task import Step, Task
+from model_utils.torch_counterpart import pytorch_name
 
 from .config import SANetConfig
 from .dataset import build_dataset, class_table

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model_utils import torch_counterpart
+from model_utils.torch_counterpart import TrainStep
+
 # Repeated rather than imported: a process that times PyTorch must not load MindSpore.
 VARIANTS: dict[str, tuple[tuple[int, int, int, int], tuple[int, ...], tuple[int, ...]]] = {
     "S": ((2, 2, 2, 2), (1, 2, 5), (7, 13)),
@@ -320,46 +323,31 @@ def losses(
     return (sum(parts[1:], parts[0]), *parts)
 
 
-class TrainStep:
-    """Forward, losses, gradients and one SGD update, eagerly.
+def train_step(
+    network: SANetTorch, lr: float = 0.01, class_weights: Tensor | None = None
+) -> TrainStep:
+    """The published training step with SGD; it returns the losses as `losses` orders them.
 
     Args:
         network: with heads, in training mode.
         lr: learning rate.
         class_weights: of the losses.
     """
-
-    def __init__(
-        self, network: SANetTorch, lr: float = 0.01, class_weights: Tensor | None = None
-    ) -> None:
-        self.network = network
-        self.class_weights = class_weights
-        self.optimizer = torch.optim.SGD(
-            network.parameters(), lr, momentum=0.9, weight_decay=5e-4, nesterov=True
-        )
-
-    def __call__(self, image: Tensor, label: Tensor, edge: Tensor) -> list[float]:
-        """One step; returns total, semantic, boundary and boundary-aware loss."""
-        self.optimizer.zero_grad(set_to_none=True)
-        values = losses(self.network(image), label, edge, class_weights=self.class_weights)
-        values[0].backward()
-        self.optimizer.step()
-        return torch.stack(values).tolist()
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr, momentum=0.9, weight_decay=5e-4, nesterov=True
+    )
+    return TrainStep(
+        lambda image, label, edge: losses(network(image), label, edge, class_weights=class_weights),
+        optimizer,
+    )
 
 
 def copy_weights(network: SANetTorch, weights: Mapping[str, np.ndarray]) -> None:
-    """Load arrays by PyTorch's names; heads that this build lacks are passed over.
+    """Load arrays by name; heads that this build lacks are passed over.
 
     Raises:
         ValueError: an array is missing or of another network.
     """
-    spare = () if network.heads else ("seghead_extra.", "seghead_d.")
-    arrays = {
-        name: torch.from_numpy(np.array(value))
-        for name, value in weights.items()
-        if not name.startswith(spare)
-    }
-    missing, unexpected = network.load_state_dict(arrays, strict=False)
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-    if missing or unexpected:
-        raise ValueError(f"weights do not fit: missing {missing}, unexpected {unexpected}")
+    torch_counterpart.copy_weights(
+        network, weights, "" if network.heads else r"seghead_(extra|d)\..*"
+    )

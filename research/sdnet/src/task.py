@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor
 
-from model_utils.converting import pytorch_name
 from model_utils.data import EvaluationSampler, Loader
 from model_utils.distributed import GatherRanks, Ranks, gather_parts
 from model_utils.errors import UserError
@@ -16,6 +15,7 @@ from model_utils.exporting import ExportInput
 from model_utils.logs import Progress
 from model_utils.metrics.ranking import ranking_metrics
 from model_utils.task import Step, Task
+from model_utils.torch_counterpart import pytorch_name
 from model_utils.training import Epoch
 
 from .config import SDNetConfig

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model_utils import torch_counterpart
+from model_utils.torch_counterpart import TrainStep
+
 # Repeated rather than imported: a process that times PyTorch must not load MindSpore.
 NEAR_DUPLICATE = 0.008
 EXCLUDED = 10.0
@@ -176,42 +179,25 @@ def total_loss(opt: Tensor, sar: Tensor, outputs: tuple[Tensor, ...]) -> Tensor:
     return matching_loss(opt_e, sar_e) + 0.001 * reconstruction + 10.0 * ranking
 
 
-class TrainStep:
-    """Forward, losses, gradients and one Adam update, eagerly.
+def train_step(network: SDNetTorch, lr: float = 0.004) -> TrainStep:
+    """The training step with Adam on patches (N, 1, 64, 64); it returns the total loss.
 
     Args:
         network: in training mode.
         lr: learning rate.
     """
-
-    def __init__(self, network: SDNetTorch, lr: float = 0.004) -> None:
-        self.network = network
-        self.optimizer = torch.optim.Adam(
-            network.parameters(), lr, betas=(0.5, 0.9), eps=1e-8, weight_decay=1e-4
-        )
-
-    def __call__(self, opt: Tensor, sar: Tensor) -> float:
-        """One step on patches (N, 1, 64, 64); returns the total loss."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = total_loss(opt, sar, self.network(opt, sar))
-        loss.backward()
-        self.optimizer.step()
-        return loss.item()
+    optimizer = torch.optim.Adam(
+        network.parameters(), lr, betas=(0.5, 0.9), eps=1e-8, weight_decay=1e-4
+    )
+    return TrainStep(lambda opt, sar: (total_loss(opt, sar, network(opt, sar)),), optimizer)
 
 
 def copy_weights(network: SDNetTorch, weights: Mapping[str, np.ndarray]) -> None:
     """Load MindSpore's arrays, by its parameter names, into the PyTorch network.
 
     Untrained gamma and beta are 1 and 0 by construction and are passed over.
+
+    Raises:
+        ValueError: an array is missing or of another network.
     """
-    renamed = {
-        name.replace("moving_mean", "running_mean").replace(
-            "moving_variance", "running_var"
-        ): torch.from_numpy(np.array(value))
-        for name, value in weights.items()
-        if not name.endswith(("gamma", "beta", "dropout_calls"))
-    }
-    missing, unexpected = network.load_state_dict(renamed, strict=False)
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-    if missing or unexpected:
-        raise ValueError(f"weights do not fit: missing {missing}, unexpected {unexpected}")
+    torch_counterpart.copy_weights(network, weights, r".*(gamma|beta|dropout_calls)")
