@@ -1,7 +1,28 @@
-"""What generated pictures share: smooth noise for surfaces, light and sensor noise."""
+"""What generated data sets share: splits; smooth noise for surfaces, light and sensor noise."""
 
 import cv2
 import numpy as np
+
+from model_utils.errors import UserError
+
+
+def number_pictures(train: int, val: int, test: int) -> list[tuple[str, int, int]]:
+    """The pictures of a data set in three splits, in order.
+
+    Args:
+        train, val, test: how many each holds.
+
+    Returns:
+        Per picture its split, its place in the split and its number in the data set, from 0.
+
+    Raises:
+        UserError: no training picture, or a negative number.
+    """
+    counts = {"train": train, "val": val, "test": test}
+    if train < 1 or min(counts.values()) < 0:
+        raise UserError(f"{counts}: at least one training picture, no negative numbers")
+    places = [(split, place) for split, count in counts.items() for place in range(count)]
+    return [(split, place, number) for number, (split, place) in enumerate(places)]
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: float) -> np.ndarray:

@@ -1,9 +1,12 @@
 """Losses of segmentation networks, per pixel and balanced, written for speed on CPU as well."""
 
+from collections.abc import Sequence
+
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from model_utils.errors import UserError
 from model_utils.segmentation import IGNORE
 
 
@@ -75,6 +78,38 @@ class BalancedEdges(nn.Cell):
         # log(1 + exp(-|x|)) + max(x, 0) - x y: no overflow for any logit.
         loss = ops.log(1.0 + ops.exp(-ops.abs(logits))) + ops.relu(logits) - logits * edge
         return (weight * loss).mean()
+
+
+class PixelWeights(nn.Cell):
+    """How much a pixel counts: by its class, or 1; ignored ones not at all.
+
+    Args:
+        classes: K.
+        weights: one per class; empty weighs all alike.
+
+    Raises:
+        UserError: another number of weights.
+    """
+
+    def __init__(self, classes: int, weights: Sequence[float] = ()) -> None:
+        super().__init__()
+        if len(weights) not in (0, classes):
+            raise UserError(
+                f"loss.class_weights has {len(weights)} numbers for {classes} classes; "
+                "give one per class, or [] to weigh all alike"
+            )
+        self.table = None
+        if len(weights):
+            table = np.zeros(IGNORE + 1, np.float32)
+            table[:classes] = weights
+            self.table = Tensor(table)
+
+    def construct(self, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels (N, H, W) int32 to weights and 1 where a label is not ignored, float32 each."""
+        valid = (label != IGNORE).astype(ms.float32)
+        if self.table is None:
+            return valid, valid
+        return ops.gather(self.table, label, 0), valid
 
 
 def weighted_mean(loss: Tensor, weight: Tensor, mask: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from model_utils.data import Dataset
 from model_utils.distributed import Ranks
 from model_utils.errors import UserError
 from model_utils.optimizers import OptimizerConfig
+from model_utils.torch_counterpart import pytorch_name
 from model_utils.training import Epoch, TrainConfig
 
 if TYPE_CHECKING:
@@ -149,6 +150,82 @@ class Step:
     resumable: bool = False
 
 
+@dataclass(frozen=True)
+class QuickStart:
+    """The steps that quick starts consist of.
+
+    Attributes:
+        folder: of all results.
+        data: what is trained and measured on.
+        config: flags of the configuration.
+        trained: the same of commands after evaluation, where a checkpoint knows its own.
+    """
+
+    folder: Path
+    data: Path
+    config: tuple[str, ...] = ("--config_path=quickstart",)
+    trained: tuple[str, ...] = ("--config_path=quickstart",)
+
+    def generate(self, title: str, data: Path) -> Step:
+        """Generated data in the public one's format, into ``data``."""
+        return Step(title, "generate_data.py", (f"--output_path={data}",), data.name)
+
+    def prepare(self, title: str, script: str, source: Path) -> Step:
+        """Training data made of what lies in ``source``."""
+        flags = (f"--data_path={source}", f"--output_path={self.data}")
+        return Step(title, script, (*self.config, *flags), self.data.name)
+
+    def train(self) -> Step:
+        """The training, which a later run resumes."""
+        flags = (f"--data_path={self.data}", f"--output_path={self.folder / 'train'}")
+        return Step("train", "train.py", (*self.config, *flags), "train", resumable=True)
+
+    def evaluate(self) -> Step:
+        """Measuring the best checkpoint."""
+        flags = (*self.config, f"--data_path={self.data}")
+        return self._use("evaluate", "eval.py", "eval", flags)
+
+    def export(self, title: str, file_format: str, *flags: str) -> Step:
+        """Writing the best checkpoint as MINDIR or ONNX."""
+        flags = (f"--file_format={file_format}", *flags)
+        return self._use(title, "export.py", file_format.lower(), self.trained, flags)
+
+    def infer(self, title: str, *flags: str) -> Step:
+        """Using the best checkpoint on images."""
+        return self._use(title, "infer.py", "infer", self.trained, flags)
+
+    def _use(
+        self,
+        title: str,
+        script: str,
+        results: str,
+        config: tuple[str, ...],
+        flags: tuple[str, ...] = (),
+    ) -> Step:
+        weights = f"--checkpoint_path={self.folder / 'train' / 'best.ckpt'}"
+        output = f"--output_path={self.folder / results}"
+        return Step(title, script, (*config, weights, *flags, output), results)
+
+
+def require_batch_statistics(config: Config, ranks: Ranks, otherwise: str = "") -> None:
+    """Refuse batches of one image for networks that pool over whole images.
+
+    Args:
+        config: the configuration.
+        ranks: which share their statistics with ``train.sync_batch_norm``.
+        otherwise: another remedy than larger batches, with a comma before it.
+
+    Raises:
+        UserError: normalisation would see a single value per channel.
+    """
+    together = ranks.size if config.train.sync_batch_norm else 1
+    if config.train.batch_size * together < 2:
+        raise UserError(
+            "train.batch_size=1: globally pooled features of one image have no batch "
+            f"statistics; take batches of at least 2{otherwise}"
+        )
+
+
 class Task(abc.ABC):
     """A network's description. Subclasses live in ``research/<net>/src/task.py``."""
 
@@ -276,8 +353,11 @@ class Task(abc.ABC):
         return name
 
     def reference_names(self, network: Any, config: Any) -> dict[str, str]:
-        """This network's parameter names to those of the reference implementation."""
-        return {parameter.name: parameter.name for parameter in network.get_parameters()}
+        """This network's parameter names to those of the reference implementation.
+
+        Unless overridden PyTorch's: other suffixes of batch normalisation, all else alike.
+        """
+        return {p.name: pytorch_name(p.name) for p in network.get_parameters()}
 
     @abc.abstractmethod
     def infer(self, config: Any, output: Path) -> None:

@@ -21,8 +21,8 @@ BATCH_NORM_SUFFIXES = {
 
 def pytorch_name(name: str) -> str:
     """A MindSpore parameter's name as PyTorch calls it: batch normalisation's suffixes differ."""
-    stem, _, last = name.rpartition(".")
-    return f"{stem}.{BATCH_NORM_SUFFIXES.get(last, last)}"
+    stem, dot, last = name.rpartition(".")
+    return f"{stem}{dot}{BATCH_NORM_SUFFIXES.get(last, last)}"
 
 
 def copy_weights(module: Any, weights: Mapping[str, np.ndarray], spare: str = "") -> None:

@@ -6,8 +6,14 @@ from typing import ClassVar
 
 from model_utils.config import group, key
 from model_utils.pixel_classifier import PixelClassifierConfig
-from model_utils.scenes.config import SceneConfig
-from model_utils.task import Config, DataConfig, EvaluateConfig, ExportConfig, InferConfig
+from model_utils.segmentation_config import (
+    SegmentationData,
+    SegmentationEvaluate,
+    SegmentationExport,
+    SegmentationInfer,
+    SegmentationLoss,
+)
+from model_utils.task import Config
 
 
 @dataclass
@@ -31,7 +37,7 @@ class AugmentConfig:
 
 
 @dataclass
-class PFNetData(DataConfig):
+class PFNetData(SegmentationData):
     """Aerial images with class masks."""
 
     format: str = key(
@@ -42,16 +48,11 @@ class PFNetData(DataConfig):
         synonyms={"posdam": "potsdam", "gaofenimg": "gaofen_img", "gaofensar": "gaofen_sar"},
     )
     train_split: str = key("train", "split to train on; Gaofen's entry trained on 'all'")
-    train_list: str = key("", "list file for training; empty is the format's own")
-    val_list: str = key("", "list file for validation; empty is the format's own")
-    test_list: str = key("", "list file for testing; empty is the format's own")
-    images: str = key("images", "format folder: where the images are, below root/<split> or root")
     masks: str = key(
         "masks",
         "folder of the masks; iSAID of the Jittor port: masks_new",
         "prepare:save_file_name",
     )
-    palette: str = key("", "format folder: table of classes (name, red, green, blue or id)")
     crop_size: int = key(896, "rows and columns of a training sample", "crop_size", minimum=32)
     resize: str = key(
         "whole",
@@ -66,8 +67,6 @@ class PFNetData(DataConfig):
         "classes: wherever two classes meet",
         choices=("foreground", "classes"),
     )
-    mean: list[float] = key([0.485, 0.456, 0.406], "of red, green and blue in [0, 1]")
-    std: list[float] = key([0.229, 0.224, 0.225], "of red, green and blue in [0, 1]")
     class_uniform: float = key(
         0.0,
         "share of an epoch drawn evenly over the classes",
@@ -78,12 +77,11 @@ class PFNetData(DataConfig):
     class_uniform_tile: int = key(
         1024, "side of the tiles whose classes are looked up", "class_uniform_tile", minimum=32
     )
-    cache: bool = key(False, "keep decoded images in memory, for small data sets")
     augment: AugmentConfig = group(AugmentConfig)
 
 
 @dataclass
-class LossConfig:
+class LossConfig(SegmentationLoss):
     """Weights and settings of the joint loss, see losses.py."""
 
     segmentation: float = key(1.0, "weight of the class loss", "seg_weight", minimum=0)
@@ -96,14 +94,12 @@ class LossConfig:
         0.7, "pixels predicted with at most this probability are hard", minimum=0, maximum=1
     )
     ohem_keep: int = key(10000, "least number of pixels per device and step", minimum=1)
-    class_weights: list[float] = key([], "one weight per class; empty weighs all alike", minimum=0)
 
 
 @dataclass
-class PFNetEvaluate(EvaluateConfig):
+class PFNetEvaluate(SegmentationEvaluate):
     """Keys of eval.py."""
 
-    split: str = key("val", "part of the data to measure", "split")
     batch_size: int = key(
         1,
         "images of one size at once",
@@ -124,7 +120,6 @@ class PFNetEvaluate(EvaluateConfig):
         minimum=0
     )  # fmt: skip
     scales: list[float] = key([1.0], "zooms whose logits are averaged", "eval:scales", minimum=0.05)
-    flip: bool = key(False, "average with the mirrored image", "flip_test", "eval:flip")
     window: int = key(896, "side of a sliding window at zoom 1", "eval:crop_size", minimum=32)
     overlap: float = key(
         1 / 3,
@@ -145,31 +140,21 @@ class PFNetEvaluate(EvaluateConfig):
 
 
 @dataclass
-class PFNetExport(ExportConfig):
+class PFNetExport(SegmentationExport):
     """Keys of export.py."""
 
     height: int = key(512, "rows of the input, a multiple of 32", "export:height", minimum=32)
     width: int = key(512, "columns of the input, a multiple of 32", "export:width", minimum=32)
-    output: str = key(
-        "logits",
-        "logits at 1/4, scores resized to the input, or class numbers at the input's size",
-        choices=("logits", "scores", "classes"),
-    )
 
 
 @dataclass
-class PFNetInfer(InferConfig):
+class PFNetInfer(SegmentationInfer):
     """Keys of infer.py: images or a folder of images."""
 
-    images: str = key("", "an image, or a folder of images", "images", "image")
-    batch_size: int = key(1, "images or tiles at once", "infer:batch_size", minimum=1)
     scales: list[float] = key(
         [1.0], "zooms whose logits are averaged", "infer:scales", minimum=0.05
     )
-    flip: bool = key(False, "average with the mirrored image", "infer:flip")
     resize: int = key(0, "side of the square images are resized to; 0 keeps them", minimum=0)
-    alpha: float = key(0.5, "weight of the class colours in the overlay", minimum=0, maximum=1)
-    scene: SceneConfig = group(SceneConfig)
 
 
 @dataclass

@@ -14,7 +14,7 @@ import numpy as np
 
 from model_utils.errors import UserError
 from model_utils.files import write_image
-from model_utils.generating import expose, smooth_noise
+from model_utils.generating import expose, number_pictures, smooth_noise
 
 from .classes import ISAID
 
@@ -632,24 +632,19 @@ def generate(
     Raises:
         UserError: a number out of range, or the folder cannot be written.
     """
-    counts = {"train": train, "val": val, "test": test}
-    if train < 1 or min(counts.values()) < 0:
-        raise UserError(f"{counts}: at least one training picture, no negative numbers")
+    pictures = number_pictures(train, val, test)
     if not 32 <= smallest <= largest:
         raise UserError(
             f"sides of {smallest} to {largest} pixels; they need at least 32, in rising order"
         )
-    number = 0
-    for split, count in counts.items():
-        for _ in range(count):
-            sides = np.random.default_rng([seed, number, 1]).integers(smallest, largest + 1, 2)
-            image, labels, objects = make_scene(seed, number, int(sides[0]), int(sides[1]))
-            place = Path(folder) / split / "images"
-            write_image(place / f"P{number:04d}.png", image)
-            if split != "test":
-                colours = ISAID.colourise(labels)
-                write_image(place / f"P{number:04d}_instance_color_RGB.png", colours)
-                colours = instance_colours(objects)
-                write_image(place / f"P{number:04d}_instance_id_RGB.png", colours)
-            number += 1
-    return number
+    for split, _, number in pictures:
+        sides = np.random.default_rng([seed, number, 1]).integers(smallest, largest + 1, 2)
+        image, labels, objects = make_scene(seed, number, int(sides[0]), int(sides[1]))
+        place = Path(folder) / split / "images"
+        write_image(place / f"P{number:04d}.png", image)
+        if split != "test":
+            colours = ISAID.colourise(labels)
+            write_image(place / f"P{number:04d}_instance_color_RGB.png", colours)
+            colours = instance_colours(objects)
+            write_image(place / f"P{number:04d}_instance_id_RGB.png", colours)
+    return len(pictures)

@@ -8,14 +8,13 @@ labels' resolution.
 from collections.abc import Sequence
 
 import mindspore as ms
-import numpy as np
 from mindspore import Tensor, nn, ops
 
 from model_utils.layers import resize_bilinear
-from model_utils.segmentation import IGNORE
 from model_utils.segmentation_losses import (
     BalancedEdges,
     NegativeLogLikelihood,
+    PixelWeights,
     limit_below,
     weighted_mean,
 )
@@ -71,6 +70,9 @@ class PFNetLoss(nn.Cell):
         ohem: False takes the weighted mean over all valid pixels.
         threshold, keep: of HardPixels.
         class_weights: one per class, or empty.
+
+    Raises:
+        UserError: another number of class weights.
     """
 
     def __init__(
@@ -90,11 +92,7 @@ class PFNetLoss(nn.Cell):
         self.edges = DiceLoss() if edge_loss == "dice" else BalancedEdges()
         self.weights = (segmentation, edge)
         self.ohem = ohem
-        self.class_weights = None
-        if len(class_weights):
-            table = np.zeros(256, np.float32)  # ignored labels weigh nothing
-            table[:classes] = class_weights
-            self.class_weights = Tensor(table)
+        self.pixel_weights = PixelWeights(classes, class_weights)
 
     def construct(
         self, logits: Tensor, edges: tuple[Tensor, ...], label: Tensor, edge: Tensor
@@ -107,10 +105,7 @@ class PFNetLoss(nn.Cell):
         """
         height, width = label.shape[1:]
         label = label.astype(ms.int32)
-        valid = (label != IGNORE).astype(ms.float32)
-        weight = valid
-        if self.class_weights is not None:
-            weight = ops.gather(self.class_weights, label, 0)
+        weight, valid = self.pixel_weights(label)
         full = resize_bilinear(logits, height, width, align_corners=True)
         loss, hit = self.likelihood(full, label)
         counted = valid

@@ -7,11 +7,9 @@ from typing import Any
 from mindspore import nn
 
 from model_utils.distributed import Ranks
-from model_utils.errors import UserError
 from model_utils.exporting import ExportInput
 from model_utils.segmentation_data import count_classes
-from model_utils.task import Step, Task
-from model_utils.torch_counterpart import pytorch_name
+from model_utils.task import QuickStart, Step, Task, require_batch_statistics
 
 from .backbones import pretrained_name
 from .config import PFNetConfig
@@ -71,20 +69,11 @@ class PFNetTask(Task):
             UserError: batches of a single image, crops that are no multiple of 32, or class
                 weights for another number of classes.
         """
-        together = ranks.size if config.train.sync_batch_norm else 1
-        if config.train.batch_size * together < 2 and not config.freeze_batch_norm:
-            raise UserError(
-                "train.batch_size=1: globally pooled features of one image have no batch "
-                "statistics; take batches of at least 2, or freeze_batch_norm=true"
-            )
+        if not config.freeze_batch_norm:
+            require_batch_statistics(config, ranks, ", or freeze_batch_norm=true")
         crop = config.data.crop_size
         network.check_size(crop, crop)
         keys, classes = config.loss, class_count(config)
-        if len(keys.class_weights) not in (0, classes):
-            raise UserError(
-                f"loss.class_weights has {len(keys.class_weights)} numbers for {classes} classes; "
-                "give one per class, or [] to weigh all alike"
-            )
         if not config.point_flow:
             self.loss_names = ("loss", "segmentation", "accuracy")  # type: ignore[misc]
         loss = PFNetLoss(
@@ -138,10 +127,6 @@ class PFNetTask(Task):
         found = {name: getattr(config, name) for name in names}
         return {**found, "data.mean": config.data.mean, "data.std": config.data.std}
 
-    def reference_names(self, network: nn.Cell, config: PFNetConfig) -> dict[str, str]:
-        """PyTorch's suffixes for batch normalisation, all else alike."""
-        return {p.name: pytorch_name(p.name) for p in network.get_parameters()}
-
     def rename_parameter(self, name: str) -> str:
         """Our name of a tensor in ImageNet checkpoints, whose stem has names of its own."""
         return pretrained_name(name)
@@ -160,63 +145,14 @@ class PFNetTask(Task):
 
     def quickstart(self, folder: Path) -> list[Step]:
         """A small iSAID, cropping, a short training, everything that follows."""
-        data, patches = folder / "isaid", folder / "patches"
-        best = folder / "train" / "best.ckpt"
-        config, root = "--config_path=quickstart", f"--data_path={patches}"
-        weights = f"--checkpoint_path={best}"
+        data = folder / "isaid"
+        run = QuickStart(folder, folder / "patches")
         return [
-            Step(
-                "generate iSAID images",
-                "generate_data.py",
-                (f"--output_path={data}",),
-                data.name,
-            ),
-            Step(
-                "crop them to patches",
-                "prepare_isaid.py",
-                (config, f"--data_path={data}", f"--output_path={patches}"),
-                patches.name,
-            ),
-            Step(
-                "train",
-                "train.py",
-                (config, root, f"--output_path={folder / 'train'}"),
-                "train",
-                resumable=True,
-            ),
-            Step(
-                "evaluate",
-                "eval.py",
-                (config, root, weights, f"--output_path={folder / 'eval'}"),
-                "eval",
-            ),
-            Step(
-                "export to MINDIR",
-                "export.py",
-                (config, weights, "--file_format=MINDIR", f"--output_path={folder / 'mindir'}"),
-                "mindir",
-            ),
-            Step(
-                "export class numbers to ONNX",
-                "export.py",
-                (
-                    config,
-                    weights,
-                    "--file_format=ONNX",
-                    "--export.output=classes",
-                    f"--output_path={folder / 'onnx'}",
-                ),
-                "onnx",
-            ),
-            Step(
-                "segment whole scenes",
-                "infer.py",
-                (
-                    config,
-                    weights,
-                    f"--scene={data / 'test' / 'images'}",
-                    f"--output_path={folder / 'infer'}",
-                ),
-                "infer",
-            ),
+            run.generate("generate iSAID images", data),
+            run.prepare("crop them to patches", "prepare_isaid.py", data),
+            run.train(),
+            run.evaluate(),
+            run.export("export to MINDIR", "MINDIR"),
+            run.export("export class numbers to ONNX", "ONNX", "--export.output=classes"),
+            run.infer("segment whole scenes", f"--scene={data / 'test' / 'images'}"),
         ]

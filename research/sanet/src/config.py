@@ -4,8 +4,14 @@ from dataclasses import dataclass
 
 from model_utils.config import group, key
 from model_utils.pixel_classifier import PixelClassifierConfig
-from model_utils.scenes.config import SceneConfig
-from model_utils.task import Config, DataConfig, EvaluateConfig, ExportConfig, InferConfig
+from model_utils.segmentation_config import (
+    SegmentationData,
+    SegmentationEvaluate,
+    SegmentationExport,
+    SegmentationInfer,
+    SegmentationLoss,
+)
+from model_utils.task import Config
 
 
 @dataclass
@@ -22,7 +28,7 @@ class AugmentConfig:
 
 
 @dataclass
-class SANetData(DataConfig):
+class SANetData(SegmentationData):
     """Images with class masks, or ImageNet folders for pretraining."""
 
     format: str = key(
@@ -34,9 +40,6 @@ class SANetData(DataConfig):
     train_list: str = key("", "list file for training; empty is the format's own", "train_set")
     val_list: str = key("", "list file for validation; empty is the format's own", "val_set")
     test_list: str = key("", "list file for testing; empty is the format's own", "test_set")
-    images: str = key("images", "format folder: where the images are, below root/<split> or root")
-    masks: str = key("masks", "format folder: where the masks are")
-    palette: str = key("", "format folder: table of classes (name, red, green, blue or id)")
     map_classes: bool = key(False, "format gtav: Cityscapes' 19 classes instead of all 35")
     base_size: int = key(
         2048, "long side of an image at zoom 1; 0 is the image's own", "base_size", minimum=0
@@ -45,14 +48,11 @@ class SANetData(DataConfig):
     crop_width: int = key(1024, "columns of a training crop", minimum=1)
     edge_frame: int = key(6, "pixels along the border without boundary labels", minimum=0)
     edge_size: int = key(4, "side of the square that widens boundaries", minimum=1)
-    mean: list[float] = key([0.485, 0.456, 0.406], "of red, green and blue in [0, 1]")
-    std: list[float] = key([0.229, 0.224, 0.225], "of red, green and blue in [0, 1]")
-    cache: bool = key(False, "keep decoded images in memory, for small data sets")
     augment: AugmentConfig = group(AugmentConfig)
 
 
 @dataclass
-class LossConfig:
+class LossConfig(SegmentationLoss):
     """Weights and settings of the losses (section 2)."""
 
     aux: float = key(0.4, "weight of the auxiliary head", minimum=0)
@@ -69,24 +69,12 @@ class LossConfig:
     ohem_keep: int = key(
         131072, "least number of pixels per device and step", "ohemkeep", minimum=1
     )
-    class_weights: list[float] = key([], "one weight per class; empty weighs all alike", minimum=0)
 
 
 @dataclass
-class SANetEvaluate(EvaluateConfig):
+class SANetEvaluate(SegmentationEvaluate):
     """Keys of eval.py."""
 
-    split: str = key("val", "part of the data to measure", "split")
-    batch_size: int = key(
-        1,
-        "images of one size at once",
-        "test_batch_size",
-        "eval:batch_size",
-        "eval_batch_size",
-        minimum=1,
-    )
-    scales: list[float] = key([1.0], "zooms whose scores are added", "eval:scales", minimum=0.05)
-    flip: bool = key(False, "average with the mirrored image", "flip_test", "eval:flip")
     window_height: int = key(
         0, "rows of a sliding window at zooms above 1; 0 is the whole image", minimum=0
     )
@@ -100,28 +88,11 @@ class SANetEvaluate(EvaluateConfig):
 
 
 @dataclass
-class SANetExport(ExportConfig):
+class SANetExport(SegmentationExport):
     """Keys of export.py."""
 
     height: int = key(1024, "rows of the input; 0 is any", "export:height", minimum=0)
     width: int = key(2048, "columns of the input; 0 is any", "export:width", minimum=0)
-    output: str = key(
-        "logits",
-        "logits at 1/8, scores resized to the input, or class numbers at the input's size",
-        choices=("logits", "scores", "classes"),
-    )
-
-
-@dataclass
-class SANetInfer(InferConfig):
-    """Keys of infer.py: images or a folder of images."""
-
-    images: str = key("", "an image, or a folder of images", "images", "image")
-    batch_size: int = key(1, "images at once", "infer:batch_size", minimum=1)
-    scales: list[float] = key([1.0], "zooms whose scores are added", "infer:scales", minimum=0.05)
-    flip: bool = key(False, "average with the mirrored image", "infer:flip")
-    alpha: float = key(0.5, "weight of the class colours in the overlay", minimum=0, maximum=1)
-    scene: SceneConfig = group(SceneConfig)
 
 
 @dataclass
@@ -231,7 +202,7 @@ class SANetConfig(Config):
     loss: LossConfig = group(LossConfig)
     evaluate: SANetEvaluate = group(SANetEvaluate)
     export: SANetExport = group(SANetExport)
-    infer: SANetInfer = group(SANetInfer)
+    infer: SegmentationInfer = group(SegmentationInfer)
     baseline: PixelClassifierConfig = group(PixelClassifierConfig)
     heatmap: HeatmapConfig = group(HeatmapConfig)
     boundary: BoundaryConfig = group(BoundaryConfig)

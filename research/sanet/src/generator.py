@@ -17,7 +17,7 @@ import numpy as np
 
 from model_utils.errors import UserError
 from model_utils.files import write_image
-from model_utils.generating import expose, smooth_noise
+from model_utils.generating import expose, number_pictures, smooth_noise
 
 from .classes import GTAV
 
@@ -517,25 +517,18 @@ def generate(
     Raises:
         UserError: a number out of range, or the folder cannot be written.
     """
-    counts = {"train": train, "val": val, "test": test}
-    if train < 1 or min(counts.values()) < 0:
-        raise UserError(f"{counts}: at least one training picture, no negative numbers")
+    pictures = number_pictures(train, val, test)
     if height < 32 or width < 32:
         raise UserError(f"pictures of {height}x{width} pixels show no street; use 32 at least")
-    number = 0
-    for split, count in counts.items():
-        for place in range(count):
-            image, ids = make_scene(seed, number, height, width)
-            city = _CITIES[split][place % len(_CITIES[split])]
-            name = f"{city}_{place // len(_CITIES[split]):06d}_000019"
-            if split == "test":
-                known = (_ID["ego vehicle"], _ID["out of roi"])
-                ids = np.where(np.isin(ids, known), ids, _ID["unlabeled"]).astype(np.uint8)
-            masks = Path(folder) / "gtFine" / split / city
-            write_image(
-                Path(folder) / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png", image
-            )
-            write_image(masks / f"{name}_gtFine_labelIds.png", ids)
-            write_image(masks / f"{name}_gtFine_color.png", GTAV.colourise(ids))
-            number += 1
-    return number
+    for split, place, number in pictures:
+        image, ids = make_scene(seed, number, height, width)
+        city = _CITIES[split][place % len(_CITIES[split])]
+        name = f"{city}_{place // len(_CITIES[split]):06d}_000019"
+        if split == "test":
+            known = (_ID["ego vehicle"], _ID["out of roi"])
+            ids = np.where(np.isin(ids, known), ids, _ID["unlabeled"]).astype(np.uint8)
+        images, masks = (Path(folder) / kind / split / city for kind in ("leftImg8bit", "gtFine"))
+        write_image(images / f"{name}_leftImg8bit.png", image)
+        write_image(masks / f"{name}_gtFine_labelIds.png", ids)
+        write_image(masks / f"{name}_gtFine_color.png", GTAV.colourise(ids))
+    return len(pictures)

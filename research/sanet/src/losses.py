@@ -13,10 +13,10 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from model_utils.layers import resize_bilinear
-from model_utils.segmentation import IGNORE
 from model_utils.segmentation_losses import (
     BalancedEdges,
     NegativeLogLikelihood,
+    PixelWeights,
     limit_below,
     weighted_mean,
 )
@@ -70,6 +70,9 @@ class SANetLoss(nn.Cell):
         ohem: False takes the weighted mean over all valid pixels instead of the hard ones.
         threshold, keep: of HardExamples.
         class_weights: one per class, or empty.
+
+    Raises:
+        UserError: another number of class weights.
     """
 
     def __init__(
@@ -95,11 +98,7 @@ class SANetLoss(nn.Cell):
             logit = np.log(boundary_threshold) - np.log1p(-boundary_threshold)
         # A threshold of 0 or 1: above or below every logit.
         self.boundary_logit = float(np.clip(logit, -1e30, 1e30))
-        self.class_weights = None
-        if len(class_weights):
-            table = np.zeros(256, np.float32)  # ignored labels weigh nothing
-            table[:classes] = class_weights
-            self.class_weights = Tensor(table)
+        self.pixel_weights = PixelWeights(classes, class_weights)
 
     def construct(
         self, aux: Tensor, main: Tensor, boundary: Tensor, label: Tensor, edge: Tensor
@@ -112,10 +111,7 @@ class SANetLoss(nn.Cell):
         """
         height, width = label.shape[1:]
         label = label.astype(ms.int32)
-        valid = (label != IGNORE).astype(ms.float32)
-        weight = valid
-        if self.class_weights is not None:
-            weight = ops.gather(self.class_weights, label, 0)
+        weight, valid = self.pixel_weights(label)
         aux_loss, _ = self.likelihood(resize_logits(aux, height, width), label)
         main_loss, hit = self.likelihood(resize_logits(main, height, width), label)
         edge_logits = resize_logits(boundary, height, width).reshape(label.shape)

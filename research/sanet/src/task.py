@@ -10,8 +10,7 @@ from model_utils.distributed import Ranks
 from model_utils.errors import UserError
 from model_utils.exporting import ExportInput
 from model_utils.segmentation_data import count_classes
-from model_utils.task import Step, Task
-from model_utils.torch_counterpart import pytorch_name
+from model_utils.task import QuickStart, Step, Task, require_batch_statistics
 
 from .config import SANetConfig
 from .dataset import build_dataset, class_table
@@ -77,20 +76,10 @@ class SANetTask(Task):
         Raises:
             UserError: batches of a single image, or class weights for another number of classes.
         """
-        together = ranks.size if config.train.sync_batch_norm else 1
-        if config.train.batch_size * together < 2:
-            raise UserError(
-                "train.batch_size=1: globally pooled features of one image have no batch "
-                "statistics; take batches of at least 2"
-            )
+        require_batch_statistics(config, ranks)
         if config.task == "classification":
             return ClassifierTrainCell(network)
         keys, classes = config.loss, class_count(config)
-        if len(keys.class_weights) not in (0, classes):
-            raise UserError(
-                f"loss.class_weights has {len(keys.class_weights)} numbers for {classes} classes; "
-                "give one per class, or [] to weigh all alike"
-            )
         loss = SANetLoss(
             classes,
             keys.aux,
@@ -145,10 +134,6 @@ class SANetTask(Task):
             )
         return Prediction(network, config.export.output), [config.export.output]
 
-    def reference_names(self, network: nn.Cell, config: SANetConfig) -> dict[str, str]:
-        """PyTorch's suffixes for batch normalisation, all else alike."""
-        return {p.name: pytorch_name(p.name) for p in network.get_parameters()}
-
     def infer(self, config: SANetConfig, output: Path) -> None:
         """Segment images and draw the results."""
         from .api import SANet
@@ -163,55 +148,20 @@ class SANetTask(Task):
 
     def quickstart(self, folder: Path) -> list[Step]:
         """A small Cityscapes, a short training, everything that follows."""
-        data, best = folder / "cityscapes", folder / "train" / "best.ckpt"
-        config, root = "--config_path=quickstart", f"--data_path={data}"
-        weights = f"--checkpoint_path={best}"
-        photo = data / "leftImg8bit/val"
+        data = folder / "cityscapes"
+        run = QuickStart(folder, data)
         return [
-            Step(
-                "generate Cityscapes images",
-                "generate_data.py",
-                (f"--output_path={data}",),
-                data.name,
-            ),
-            Step(
-                "train",
-                "train.py",
-                (config, root, f"--output_path={folder / 'train'}"),
-                "train",
-                resumable=True,
-            ),
-            Step(
-                "evaluate",
-                "eval.py",
-                (config, root, weights, f"--output_path={folder / 'eval'}"),
-                "eval",
-            ),
-            Step(
-                "export to MINDIR",
-                "export.py",
-                (config, weights, "--file_format=MINDIR", f"--output_path={folder / 'mindir'}"),
-                "mindir",
-            ),
-            Step(
+            run.generate("generate Cityscapes images", data),
+            run.train(),
+            run.evaluate(),
+            run.export("export to MINDIR", "MINDIR"),
+            run.export(
                 "export class numbers to ONNX, any size",
-                "export.py",
-                (
-                    config,
-                    weights,
-                    "--file_format=ONNX",
-                    "--batch_size=0",
-                    "--height=0",
-                    "--width=0",
-                    "--export.output=classes",
-                    f"--output_path={folder / 'onnx'}",
-                ),
-                "onnx",
+                "ONNX",
+                "--batch_size=0",
+                "--height=0",
+                "--width=0",
+                "--export.output=classes",
             ),
-            Step(
-                "segment images",
-                "infer.py",
-                (config, weights, f"--images={photo}", f"--output_path={folder / 'infer'}"),
-                "infer",
-            ),
+            run.infer("segment images", f"--images={data / 'leftImg8bit/val'}"),
         ]

@@ -14,8 +14,7 @@ from model_utils.errors import UserError
 from model_utils.exporting import ExportInput
 from model_utils.logs import Progress
 from model_utils.metrics.ranking import ranking_metrics
-from model_utils.task import Step, Task
-from model_utils.torch_counterpart import pytorch_name
+from model_utils.task import QuickStart, Step, Task
 from model_utils.training import Epoch
 
 from .config import SDNetConfig
@@ -194,10 +193,6 @@ class SDNetTask(Task):
                 return name[place:]
         return name
 
-    def reference_names(self, network: SDNetNetwork, config: SDNetConfig) -> dict[str, str]:
-        """PyTorch's suffixes for batch normalisation, all else alike."""
-        return {p.name: pytorch_name(p.name) for p in network.get_parameters()}
-
     def infer(self, config: SDNetConfig, output: Path) -> None:
         """Match two images and draw the matches."""
         from .api import SDNet
@@ -218,63 +213,19 @@ class SDNetTask(Task):
 
     def quickstart(self, folder: Path) -> list[Step]:
         """A small SEN1-2, its patches, a short training, everything that follows."""
-        data, best = folder / "sen1-2", folder / "train" / "best.ckpt"
-        patches = f"--data_path={folder / 'patches'}"
-        weights = f"--checkpoint_path={best}"
+        data = folder / "sen1-2"
+        run = QuickStart(folder, folder / "patches", trained=())
         example = "ROIs1158_spring/{0}_0/ROIs1158_spring_{0}_0_p0.png"
         return [
-            Step(
-                "generate SEN1-2 images", "generate_data.py", (f"--output_path={data}",), data.name
-            ),
-            Step(
-                "cut patches around SIFT keypoints",
-                "prepare_data.py",
-                (
-                    "--config_path=quickstart",
-                    f"--data_path={data}",
-                    f"--output_path={folder / 'patches'}",
-                ),
-                "patches",
-            ),
-            Step(
-                "train",
-                "train.py",
-                ("--config_path=quickstart", patches, f"--output_path={folder / 'train'}"),
-                "train",
-                resumable=True,
-            ),
-            Step(
-                "evaluate",
-                "eval.py",
-                ("--config_path=quickstart", patches, weights, f"--output_path={folder / 'eval'}"),
-                "eval",
-            ),
-            Step(
-                "export to MINDIR",
-                "export.py",
-                (weights, "--file_format=MINDIR", f"--output_path={folder / 'mindir'}"),
-                "mindir",
-            ),
-            Step(
-                "export to ONNX, any batch size",
-                "export.py",
-                (
-                    weights,
-                    "--file_format=ONNX",
-                    "--batch_size=0",
-                    f"--output_path={folder / 'onnx'}",
-                ),
-                "onnx",
-            ),
-            Step(
+            run.generate("generate SEN1-2 images", data),
+            run.prepare("cut patches around SIFT keypoints", "prepare_data.py", data),
+            run.train(),
+            run.evaluate(),
+            run.export("export to MINDIR", "MINDIR"),
+            run.export("export to ONNX, any batch size", "ONNX", "--batch_size=0"),
+            run.infer(
                 "match two images",
-                "infer.py",
-                (
-                    weights,
-                    f"--optical={data / example.format('s2')}",
-                    f"--sar={data / example.format('s1')}",
-                    f"--output_path={folder / 'infer'}",
-                ),
-                "infer",
+                f"--optical={data / example.format('s2')}",
+                f"--sar={data / example.format('s1')}",
             ),
         ]
