@@ -8,6 +8,22 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def run_benchmark(script, *flags, timeout=900):
+    """A ``benchmark.py`` run as a user runs it."""
+    return subprocess.run(
+        [sys.executable, str(script), *map(str, flags)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def refusal(done):
+    """What a command that ended with status 2 said, without a traceback."""
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    return done.stderr
+
+
 def run_script(network, script, *flags, cwd, status=0):
     """Output of a script; of one that ends with status 2, its one sentence."""
     done = subprocess.run(

@@ -1,10 +1,4 @@
-"""Data and a scorer whose predictions are known; also run as a script on several ranks.
-
-The green channel of an image holds the class that the scorer predicts, its mask the truth.
-"""
-
-import sys
-from pathlib import Path
+"""PFNet's data sets of known predictions; also run as a script on several ranks."""
 
 import numpy as np
 
@@ -13,26 +7,20 @@ from model_utils.segmentation import IGNORE, ClassTable, Pair
 from model_utils.windows import windows
 from research.pfsegnets.src.config import PFNetConfig
 from research.pfsegnets.src.dataset import SegmentationDataset
+from tests.research import known_predictions
+from tests.research.known_predictions import draw_maps, paint, start_rank
 
 TABLE = ClassTable(
     ("ground", "ship", "harbour", "plane"),
     np.array([(90, 90, 90), (0, 0, 63), (0, 100, 155), (0, 127, 255)], np.uint8),
 )
-STEP = 60
 SIZES = [(64, 96), (64, 96), (37, 40), (64, 96), (1, 1), (37, 40), (64, 96)]
-
-
-def blocks(rng, size, classes):
-    coarse = rng.integers(0, classes, (-(-size[0] // 6), -(-size[1] // 6)))
-    return np.kron(coarse, np.ones((6, 6), int))[: size[0], : size[1]].astype(np.uint8)
 
 
 def write_pair(folder, stem, truth, prediction, rng):
     """One image and its mask."""
-    image = rng.integers(0, 256, (*truth.shape, 3)).astype(np.uint8)
-    image[:, :, 1] = STEP * prediction
     pair = Pair(folder / "images" / f"{stem}.png", folder / "masks" / f"{stem}.png")
-    write_image(pair.image, image)
+    write_image(pair.image, paint(rng, prediction))
     write_image(pair.mask, truth)
     return pair
 
@@ -42,12 +30,9 @@ def make_data(folder, sizes=SIZES):
     rng = np.random.default_rng(5)
     truths, predictions, pairs = [], [], []
     for index, size in enumerate(sizes):
-        truth = blocks(rng, size, 3)  # class 3 is never true
-        prediction = np.where(rng.random(size) < 0.2, blocks(rng, size, 4), truth)
-        truth = np.where(rng.random(size) < 0.1, IGNORE, truth).astype(np.uint8)
+        truth, prediction = draw_maps(rng, size)
         if index == 3:
             truth[:] = IGNORE
-        prediction = prediction.astype(np.uint8)
         pairs.append(write_pair(folder, f"P{index:04d}", truth, prediction, rng))
         truths.append(truth)
         predictions.append(prediction)
@@ -76,10 +61,9 @@ def make_patches(folder):
 
 
 def scorer(images):
-    """Logits at full resolution, largest for the class that the green channel names."""
+    """The known predictions, of sizes that PFNet takes."""
     assert images.shape[2] % 32 == images.shape[3] % 32 == 0
-    green = (images[:, 1] * 0.224 + 0.456) * 255
-    return -np.abs(green[:, None] - STEP * np.arange(4)[None, :, None, None]).astype(np.float32)
+    return known_predictions.scorer(images)
 
 
 def make_config(**keys):
@@ -90,15 +74,9 @@ def make_config(**keys):
 
 
 if __name__ == "__main__":
-    import mindspore
-
-    from model_utils.distributed import initialize
     from research.pfsegnets.src.evaluation import evaluate
 
-    mindspore.set_context(mode=mindspore.GRAPH_MODE)
-    mindspore.set_device("CPU")
-    here = initialize()
-    target = Path(sys.argv[-1])  # behind the launcher's own flags
+    here, target = start_rank()
     for kind in ("images", "patches"):
         place = target / f"{kind}{here.rank}"
         data = make_patches(place)[0] if kind == "patches" else make_data(place)[0]

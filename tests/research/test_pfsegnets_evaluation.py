@@ -2,9 +2,6 @@
 
 import copy
 import csv
-import os
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 
@@ -16,7 +13,7 @@ from hypothesis import strategies as st
 from mindspore import Tensor
 from PIL import Image
 from scipy.ndimage import map_coordinates
-from sklearn.metrics import fbeta_score, jaccard_score
+from sklearn.metrics import fbeta_score
 
 from model_utils.distributed import Ranks
 from model_utils.errors import UserError
@@ -41,10 +38,10 @@ from research.pfsegnets.src.multiscale import (
     zoom,
 )
 from research.pfsegnets.src.network import PFNet
+from tests.research.known_predictions import check_figures, expected_iou, run_on_two_ranks
 from tests.research.pfsegnets_scorer import TABLE, make_config, make_data, make_patches, scorer
 from tests.seeded import load_fixture
 
-ROOT = Path(__file__).resolve().parents[2]
 ONE = Ranks()
 
 
@@ -422,16 +419,6 @@ def data(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("data"))
 
 
-def expected_iou(truths, predictions):
-    truth, prediction = (
-        np.concatenate([part.ravel() for part in parts]) for parts in (truths, predictions)
-    )
-    known = truth != IGNORE
-    return jaccard_score(
-        truth[known], prediction[known], labels=range(4), average=None, zero_division=0
-    )
-
-
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 @pytest.mark.parametrize("mosaic", [False, True])
 @pytest.mark.parametrize("scales", [[1.0], [1.0, 1.0]])
@@ -440,15 +427,8 @@ def test_known_predictions_give_known_figures(data, batch_size, mosaic, scales):
     dataset, truths, predictions = data
     config = make_config(batch_size=batch_size, scales=scales, mosaic=mosaic)
     metrics = evaluate(scorer, dataset, config, ONE)
-    iou = expected_iou(truths, predictions)
-    assert list(metrics["iou"]) == list(TABLE.names)
-    np.testing.assert_allclose(list(metrics["iou"].values()), iou, rtol=1e-12)
-    assert metrics["miou"] == pytest.approx(iou.mean())
-    known = [truth != IGNORE for truth in truths]
-    right = sum(((t == p) & k).sum() for t, p, k in zip(truths, predictions, known, strict=True))
-    assert metrics["pixel_accuracy"] == pytest.approx(right / sum(k.sum() for k in known))
+    check_figures(metrics, TABLE.names, truths, predictions)
     assert "3 sizes 1x1 to 96x64" in metrics["protocol"]
-    assert "all 4 classes (1 without a labelled pixel)" in metrics["protocol"]
 
 
 def test_absent_classes_count_only_in_the_mean_over_all(tmp_path):
@@ -514,21 +494,7 @@ def test_the_figure_is_said_with_its_protocol(data):
 
 
 def test_two_ranks_find_what_one_finds(tmp_path):
-    script = ROOT / "tests/research/pfsegnets_scorer.py"
-    (tmp_path / "logs").mkdir()
-    command = [
-        *(sys.executable, "-m", "model_utils.launching", "--script", str(script)),
-        *("--device_num", "2", "--workdir", str(tmp_path / "logs"), "--", str(tmp_path)),
-    ]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env={**os.environ, "DEVICE_TARGET": "CPU", "PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run_on_two_ranks("pfsegnets_scorer.py", tmp_path)
     for kind, make in (("images", make_data), ("patches", make_patches)):
         dataset = make(tmp_path / "one" / kind)[0]
         one = evaluate(scorer, dataset, make_config(pictures=3), ONE, tmp_path / f"one_{kind}")

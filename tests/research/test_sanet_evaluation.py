@@ -1,10 +1,7 @@
 """SANet's evaluation: the reference's test-time scores, known predictions, files written."""
 
 import csv
-import os
 import re
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -15,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mindspore import Tensor, nn
-from sklearn.metrics import jaccard_score, top_k_accuracy_score
+from sklearn.metrics import top_k_accuracy_score
 
 from model_utils.distributed import Ranks
 from model_utils.errors import UserError
@@ -30,10 +27,10 @@ from research.sanet.src.evaluation import evaluate, evaluate_classifier, protoco
 from research.sanet.src.multiscale import ExpScores, Protocol, exp_scores, zoom
 from research.sanet.src.network import SANetNetwork
 from research.sanet.src.submission import Submission, check_submission
+from tests.research.known_predictions import check_figures, expected_iou, run_on_two_ranks
 from tests.research.sanet_scorer import TABLE, make_config, make_data, scorer
 from tests.seeded import load_fixture, network_input, parameter
 
-ROOT = Path(__file__).resolve().parents[2]
 ONE = Ranks()
 
 
@@ -190,32 +187,15 @@ def data(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("data"))
 
 
-def expected_iou(truths, predictions):
-    truth, prediction = (
-        np.concatenate([part.ravel() for part in parts]) for parts in (truths, predictions)
-    )
-    known = truth != IGNORE
-    return jaccard_score(
-        truth[known], prediction[known], labels=range(4), average=None, zero_division=0
-    )
-
-
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 @pytest.mark.parametrize("scales", [[1.0], [1.0, 1.0]])
 def test_known_predictions_give_known_figures(data, batch_size, scales):
     dataset, truths, predictions = data
     config = make_config(batch_size=batch_size, scales=scales)
     metrics = evaluate(scorer, dataset, config, ONE)
-    iou = expected_iou(truths, predictions)
-    assert list(metrics["iou"]) == list(TABLE.names)
-    np.testing.assert_allclose(list(metrics["iou"].values()), iou, rtol=1e-12)
-    assert metrics["miou"] == pytest.approx(iou.mean())
-    known = [truth != IGNORE for truth in truths]
-    right = sum(((t == p) & k).sum() for t, p, k in zip(truths, predictions, known, strict=True))
-    assert metrics["pixel_accuracy"] == pytest.approx(right / sum(k.sum() for k in known))
+    check_figures(metrics, TABLE.names, truths, predictions)
     assert 0 < metrics["boundary_f"] < 1
     assert "3 sizes 1x1 to 36x24" in metrics["protocol"]
-    assert "all 4 classes (1 without a labelled pixel)" in metrics["protocol"]
     floats = {"miou", "miou_present", "pixel_accuracy", "mean_accuracy", "boundary_f"}
     assert all(type(metrics[name]) is float for name in floats)
 
@@ -351,21 +331,7 @@ def test_top_one_and_top_five():
 
 def test_two_ranks_find_what_one_finds(data, tmp_path):
     dataset, _, predictions = data
-    (tmp_path / "logs").mkdir()
-    script = ROOT / "tests/research/sanet_scorer.py"
-    command = [
-        *(sys.executable, "-m", "model_utils.launching", "--script", str(script)),
-        *("--device_num", "2", "--workdir", str(tmp_path / "logs"), "--", str(tmp_path)),
-    ]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**os.environ, "DEVICE_TARGET": "CPU", "PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run_on_two_ranks("sanet_scorer.py", tmp_path)
     one = evaluate(scorer, dataset, make_config(), ONE)
     found = [read_json(tmp_path / f"metrics{rank}.json") for rank in range(2)]
     for metrics in found:
