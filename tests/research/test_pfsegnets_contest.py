@@ -76,6 +76,13 @@ def trained(tmp_path_factory):
     return path, network, config
 
 
+@pytest.fixture(scope="module")
+def model(trained):
+    """The contest's API, whose compiled graph serves several tests."""
+    path, _, config = trained
+    return PFSegNets.from_checkpoint(path, "mindspore", config)
+
+
 def plain_input(image, size):
     """Upstream's preparation, by Pillow and NumPy: (1, 3, size, size)."""
     small = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
@@ -143,10 +150,9 @@ def _made(folder):
     return folder
 
 
-def test_mirroring_and_interpolation_can_be_chosen(trained):
-    path, network, config = trained
+def test_mirroring_and_interpolation_can_be_chosen(trained, model):
+    config = trained[2]
     image = aerial(130, 110, 6)
-    model = PFSegNets.from_checkpoint(path, "mindspore", config)
     try:
         masks = {}
         for flip in (True, False):
@@ -184,8 +190,7 @@ def test_names_are_those_of_the_reference():
 # --- bad input --------------------------------------------------------------------------------
 
 
-def test_an_unreadable_image_does_not_cost_the_others(trained, tmp_path, caplog):
-    path = trained[0]
+def test_an_unreadable_image_does_not_cost_the_others(model, tmp_path, monkeypatch, caplog):
     source = tmp_path / "in"
     write_image(_made(source) / "a.png", aerial(40, 50, 0))
     whole = (source / "a.png").read_bytes()
@@ -193,8 +198,12 @@ def test_an_unreadable_image_does_not_cost_the_others(trained, tmp_path, caplog)
     (source / "c.tif").write_bytes(b"")
     (source / "notes.txt").write_text("no image")
     write_image(source / "d.tif", aerial(30, 20, 1))
-    error = run(source, "out", *SMALL, f"--checkpoint_path={path}", cwd=tmp_path, status=2)
-    assert "2 of 4 images could not be read and have no mask: b.png, c.tif" in error
+    flags = ["--config_path=gaofen_img", *SMALL, f"--checkpoint_path={model.source}"]
+    config = load_config(PFNetTask(), "run", flags)
+    config.infer.images = str(source)
+    monkeypatch.setattr(PFSegNets, "from_checkpoint", classmethod(lambda cls, *_: model))
+    with pytest.raises(UserError, match=r"2 of 4 images could not be read .* mask: b.png, c.tif;"):
+        contest.run(PFNetTask(), config, tmp_path / "out")
     assert {file.name for file in (tmp_path / "out").glob("*")} >= {"a.png", "d.png"}
     assert not (tmp_path / "out" / "b.png").exists() and not (tmp_path / "out" / "c.png").exists()
     assert [path.name for path in contest.contest_images(source)] == [
