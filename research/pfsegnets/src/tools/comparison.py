@@ -308,6 +308,8 @@ def _report(options: argparse.Namespace) -> None:
     contenders = [_PILLOW, *(f"ours, {number} workers" for number in options.workers.split(","))]
     machine = describe_machine(0)
     records: list[dict[str, Any]] = []
+    if options.folder is not None:
+        Path(options.folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="pfnet_tools_", dir=options.folder) as name:
         for size in options.sizes:
             records.append(run_size(options, size, contenders, Path(name)))
