@@ -1,11 +1,15 @@
 """Exported files compute what the published codes do, selected points included."""
 
+import mindspore as ms
 import numpy as np
 import pytest
+from mindspore import nn
 
 from model_utils.backends import MindirBackend, OnnxBackend
 from model_utils.exporting import ExportInput, export
 from model_utils.folding import fold
+from research.pfsegnets.src.point_flow import PointFlow
+from research.pfsegnets.src.pooling import pooling_windows
 from research.pfsegnets.src.prediction import Prediction
 from tests import seeded
 from tests.research.parity import relative
@@ -60,3 +64,49 @@ def test_class_numbers_of_the_folded_network(tmp_path):
     expected = scores.argmax(1)
     np.testing.assert_array_equal(classes[:, ::8, ::8][clear], expected[clear])
     assert len(np.unique(expected)) > 3
+
+
+class SalientPlaces(nn.Cell):
+    def __init__(self, module):
+        super().__init__(auto_prefix=False)
+        self.module = module
+
+    def construct(self, high, low):
+        return self.module.maximum(self.module.certainty(high, low))[1]
+
+
+@pytest.mark.parametrize("bias", [0.0, -30.0, -80.0])
+def test_points_follow_the_order_of_the_smallest_certainties(bias, tmp_path):
+    """A bias moves all certainties and changes no order; runtimes' sigmoids end at 1e-8."""
+    module = PointFlow(8, 4, max_pool_size=3, avg_pool_size=3, edge_points=4)
+    rng = np.random.default_rng(5)
+    for parameter in module.get_parameters():
+        if parameter.ndim > 1:
+            values = 0.5 * rng.standard_normal(parameter.shape)
+            parameter.set_data(ms.Tensor(values.astype(np.float32)))
+    high = rng.standard_normal((2, 8, 10, 10)).astype(np.float32)
+    low = rng.standard_normal((2, 8, 20, 20)).astype(np.float32)
+    match = module.point_matcher.match_conv
+    module.set_train(False)
+    match.bias.set_data(ms.Tensor(np.zeros(1, np.float32)))
+    certain = module.certainty(ms.Tensor(high), ms.Tensor(low)).asnumpy().reshape(2, 100)
+    logits = np.log(certain / (1 - certain)).reshape(2, 10, 10)
+    windows = pooling_windows(10, 3, "torch")
+    expected = [
+        [
+            _place(image[top:end, left:right], top, left)
+            for top, end in windows
+            for left, right in windows
+        ]
+        for image in logits
+    ]
+    match.bias.set_data(ms.Tensor(np.full(1, bias, np.float32)))
+    inputs = [ExportInput("high", high.shape), ExportInput("low", low.shape)]
+    report = export(SalientPlaces(module), inputs, tmp_path / "net", "ONNX")
+    with OnnxBackend(report.path) as backend:
+        np.testing.assert_array_equal(backend.run(high, low)[0], expected)
+
+
+def _place(window, top, left):
+    row, column = np.unravel_index(window.argmax(), window.shape)
+    return (top + row) * 10 + left + column

@@ -23,7 +23,13 @@ class PointMatcher(nn.Cell):
 
     def construct(self, high: Tensor, low: Tensor) -> Tensor:
         """Two maps (N, channels, H, W) to (N, 1, H, W) in (0, 1)."""
-        return ops.sigmoid(self.match_conv(ops.concat((high, low), 1)))
+        x = self.match_conv(ops.concat((high, low), 1))
+        if self.training:
+            return ops.sigmoid(x)
+        # Points are chosen by the order of these values, however small: a trained network's may
+        # all be below 1e-15. ONNX Runtime's sigmoid is 0 there, and all of them would be equal.
+        # Below exp(-87) numbers are subnormal, which some libraries keep and others take for 0.
+        return 1.0 / (1.0 + ops.exp(ops.minimum(-x, 87.0)))
 
 
 class LargestPoints(nn.Cell):
