@@ -15,6 +15,7 @@ from model_utils import config as configuration
 from model_utils import runtime
 from model_utils.errors import UserError
 from model_utils.files import FolderLock, write_json
+from model_utils.local_adapter import note_end
 from model_utils.logs import duration, start_logging
 from model_utils.task import Task
 from model_utils.training import BEST_FILE, STATE_FILE, Stopped, Trainer
@@ -75,6 +76,7 @@ def guarded(body: Callable[[], int | None]) -> None:
         # The reader of our output, such as head, has seen enough: fine for help only.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0 if {"-h", "--help"} & set(sys.argv) else 128 + signal.SIGPIPE
+    note_end(status or 0)
     sys.exit(status or 0)
 
 

@@ -31,6 +31,7 @@ from types import FrameType
 from typing import BinaryIO
 
 from model_utils.errors import UserError
+from model_utils.local_adapter import end_file_setting, noted_end
 from model_utils.rank_table import (
     Rank,
     RankTable,
@@ -62,11 +63,25 @@ class Child:
         title: what to call it in messages, such as "rank 1 (device 1)".
         process: the process, leader of its own process group.
         log: file holding its output.
+        end: file in which it notes its exit status before it leaves.
     """
 
     title: str
     process: subprocess.Popen[bytes]
     log: Path
+    end: Path | None = None
+    _crash: int = field(default=0, init=False)
+
+    def poll(self) -> int | None:
+        """Its exit status, None while it runs; the noted one if it crashed only on leaving."""
+        status = self.process.poll()
+        noted = noted_end(self.end) if self.end and status is not None and status < 0 else None
+        if noted is None:
+            return status
+        if not self._crash:
+            say(f"{self.title} {describe_status(status)} on leaving, its work done")
+        self._crash = status
+        return noted
 
 
 @dataclass
@@ -176,12 +191,15 @@ class Launcher:
             folder = job.rank_folder(rank)
             folder.mkdir(parents=True, exist_ok=True)
             log = fresh_log(folder)
-            environment = job.environment(rank)
+            end = folder / ".end"
+            end.unlink(missing_ok=True)
+            environment = job.environment(rank) | end_file_setting(end)
             write_env_log(folder / "env.log", environment)
             say(f"start {doing} for rank {rank.rank_id}, device {rank.device_id}")
             cores = shares[rank.local_index] if shares and not job.standalone else None
             title = f"rank {rank.rank_id} (device {rank.device_id})"
             child = start_child(title, job.command, environment, log, job.folder, cores)
+            child.end = end
             self._children.append(child)
             if self.signal:  # it came while this child was being started
                 child.process.send_signal(self.signal)
@@ -209,7 +227,7 @@ class Launcher:
     def _watch_with(self, echo: "Follower | None") -> int:
         while True:
             # Looked at before the log is echoed, so that nothing written at the end is missed.
-            statuses = [child.process.poll() for child in self._children]
+            statuses = [child.poll() for child in self._children]
             if echo is not None:
                 echo.forward()
             failed = self._failed(statuses)
@@ -236,7 +254,7 @@ class Launcher:
         return None
 
     def _report(self, failed: Child) -> int:
-        status = failed.process.returncode
+        status = failed.poll() or 0
         stop([child for child in self._everyone() if child is not failed], _STOP_SECONDS)
         print(
             f"error: {failed.title} {describe_status(status)}, so the other ranks were stopped; "

@@ -6,8 +6,11 @@ The names are ModelZoo's. Read are, in this order, the variables of rank-table s
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from model_utils.errors import UserError
+
+_END_FILE = "RANK_END_FILE"
 
 
 def get_device_id() -> int:
@@ -37,6 +40,29 @@ def get_job_id() -> str:
         if os.environ.get(name):
             return os.environ[name]
     return "Local Job"
+
+
+def end_file_setting(path: Path) -> dict[str, str]:
+    """Environment by which a launcher asks a rank for ``note_end``."""
+    return {_END_FILE: str(path)}
+
+
+def note_end(status: int) -> None:
+    """Tell the launcher, if one asked, that this process has done everything but leave.
+
+    MindSpore's communication threads now and then crash while the interpreter is taken down.
+    """
+    if path := os.environ.get(_END_FILE):
+        Path(path).write_text(str(status), encoding="ascii")
+
+
+def noted_end(path: Path) -> int | None:
+    """The exit status that ``note_end`` wrote; None if the process did not get there."""
+    try:
+        text = path.read_text(encoding="ascii")
+    except FileNotFoundError:
+        return None
+    return int(text) if text.isdecimal() else None
 
 
 def _number(names: Sequence[str], default: int, least: int) -> int:

@@ -263,6 +263,39 @@ def test_ranks_end_when_the_launcher_is_killed(folder):
     assert [(folder / f"saved{r}").exists() for r in (0, 1)] == [True, True]
 
 
+CRASHING = """
+import atexit, os, signal, time
+from model_utils.entry import guarded
+from model_utils.errors import UserError
+
+def crash():
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+def body():
+    if os.environ["RANK_ID"] == "1":
+        if os.environ["WHEN"] == "before":
+            crash()
+        atexit.register(crash)
+        if os.environ["WHEN"] == "after an error":
+            raise UserError("no such data")
+    time.sleep(3)
+
+guarded(body)
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "expected"), [("after", 0), ("before", 128 + signal.SIGSEGV), ("after an error", 2)]
+)
+def test_a_crash_on_leaving_does_not_spoil_finished_work(folder, when, expected):
+    """Communication threads of the framework crash now and then while a rank leaves."""
+    status, out, err = run(folder, *script(folder, CRASHING), WHEN=when)
+    assert status == expected, err
+    told = "rank 1 (device 1) was killed by SIGSEGV on leaving, its work done"
+    assert out.count(told) == (when != "before")
+    assert ("error: rank 1 (device 1)" in err) == (when != "after")
+
+
 def test_earlier_logs_and_results_are_kept(folder):
     text = "import os, sys\nprint('run', os.environ['RUN'], 'rank', os.environ['RANK_ID'])\n"
     for number in (1, 2, 3):
