@@ -35,6 +35,8 @@ log = logging.getLogger("zoo")
 
 # Items that may wait between two stages; each holds the scores of a tile.
 _AHEAD = 2
+# Rows of scores that are looked at together: few enough to stay in the processor's cache.
+_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -404,7 +406,10 @@ class _Run:
         # One batch size: networks compile for each.
         rows = [job.inputs or () for job in full]
         rows += [rows[-1]] * (self.batch - len(full))
-        stacks = [np.stack(arrays) for arrays in zip(*rows, strict=True)]
+        stacks = [
+            arrays[0][None] if self.batch == 1 else np.stack(arrays)  # one needs no copy
+            for arrays in zip(*rows, strict=True)
+        ]
         start = time.perf_counter()
         outputs = self.network.run(*stacks)
         seconds = time.perf_counter() - start
@@ -502,15 +507,14 @@ def finish(output: np.ndarray, valid: np.ndarray, layers: Layers, tile: Tile) ->
                 f"the network gives {output.shape[0]} scores per pixel, {len(layers.names)} "
                 "classes are known; give the configuration it was trained with (--config_path)"
             )
-        # The sum first: one pass without a temporary.
-        if not np.isfinite(output.sum()) and not np.isfinite(output).all():
-            raise UserError(
-                f"the network gives NaN or infinite scores in the tile at row {tile.window[0][0]}, "
-                f"column {tile.window[1][0]}; check its weights and the scene's values there"
-            )
     if layers.kind == "classes":
-        classes = largest(output) if output.ndim == 3 else output.astype(np.uint8)
+        if output.ndim == 3:
+            bands = (output[:, top : top + _ROWS] for top in range(0, output.shape[1], _ROWS))
+            classes = np.concatenate([largest(_finite(rows, tile)) for rows in bands])
+        else:
+            classes = output.astype(np.uint8)
         return np.where(valid, classes, np.uint8(IGNORE))[None]
+    _finite(output, tile)
     if layers.kind == "probabilities":
         values = softmax(output)
         if layers.dtype == "uint8":
@@ -518,6 +522,16 @@ def finish(output: np.ndarray, valid: np.ndarray, layers: Layers, tile: Tile) ->
     else:
         values = output.astype(layers.dtype)
     return np.where(valid, values, np.array(layers.nodata, layers.dtype))
+
+
+def _finite(scores: np.ndarray, tile: Tile) -> np.ndarray:
+    # The sum first: one pass without a temporary.
+    if not np.isfinite(scores.sum()) and not np.isfinite(scores).all():
+        raise UserError(
+            f"the network gives NaN or infinite scores in the tile at row {tile.window[0][0]}, "
+            f"column {tile.window[1][0]}; check its weights and the scene's values there"
+        )
+    return scores
 
 
 def largest(scores: np.ndarray) -> np.ndarray:

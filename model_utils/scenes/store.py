@@ -7,6 +7,7 @@ them, block by block, to a cloud-optimised GeoTIFF.
 """
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -127,6 +128,9 @@ class PartStore:
     def write_piece(self, tile: Tile, values: np.ndarray, checksum: int) -> None:
         """Keep the finished part of a tile.
 
+        Packed by runs of equal bytes, a tenth of the time of deflate: the result is compressed
+        when tiles are joined.
+
         Args:
             tile: which.
             values: (bands, h, w) of the layers' type.
@@ -135,7 +139,7 @@ class PartStore:
         with gdal(), MemoryFile() as memory:
             with memory.open(
                 driver="GTiff", count=values.shape[0], height=values.shape[1],
-                width=values.shape[2], dtype=self.layers.dtype, compress="deflate", zlevel=1,
+                width=values.shape[2], dtype=self.layers.dtype, compress="packbits",
                 tiled=True, blockxsize=256, blockysize=256,
             ) as dataset:  # fmt: skip
                 dataset.write(values)
@@ -171,8 +175,11 @@ class PartStore:
 
     def write_seam(self, side: str, tile: Tile, values: np.ndarray) -> None:
         """Keep what the neighbour to the right or at the bottom will need of a tile."""
+        # Through memory: NumPy writing to a file reports a full disk without its error number.
+        file = io.BytesIO()
+        np.save(file, np.ascontiguousarray(values), allow_pickle=False)
         with atomic_write(self._seam_path(side, tile.number)) as stream:
-            np.save(stream, values, allow_pickle=False)
+            stream.write(file.getbuffer())
 
     def read_seam(self, side: str, tile: Tile) -> np.ndarray:
         """What the tile to the left (side "right") or above (side "bottom") has kept.

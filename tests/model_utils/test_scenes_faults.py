@@ -363,6 +363,8 @@ def test_a_disk_that_fills_while_the_file_is_made(small_disk, tmp_path):
     pixels = rng.integers(0, 256, (3, 1300, 1300), np.uint8)
     source = write_scene(tmp_path / "scene.tif", pixels)
     target = small_disk / "out.tif"
+    # Room for the tiles, 2 MB, but not for as much again.
+    subprocess.run(["mount", "-o", "remount,size=3m", str(small_disk)], check=True)
     with pytest.raises(UserError, match=r"out.tif cannot be written .*tiles are kept in"):
         run(source, target, tile=512, compress="none")
     assert not target.exists()
