@@ -305,3 +305,32 @@ class Augmentation:
         if self.blur == "bilateral":
             return bilateral_blur(image, rng.uniform(*_BILATERAL))
         return np.ascontiguousarray(image)
+
+
+def paste_classes(
+    image: np.ndarray,
+    label: np.ndarray,
+    other: np.ndarray,
+    other_label: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Paste half of the classes of another image, at least one, where they are there.
+
+    Olsson, Tranheden, Pinto, Svensson, "ClassMix", WACV 2021, section 3.1, here with true labels:
+    classes meet in places and surroundings that no image shows.
+
+    Args:
+        image: (H, W, 3) uint8.
+        label: (H, W) uint8.
+        other: image of the same size.
+        other_label: its label.
+        rng: draws the classes.
+
+    Returns:
+        A new image and a new label.
+    """
+    present = np.unique(other_label)
+    present = present[present != IGNORE]
+    chosen = rng.permutation(present)[: max(1, len(present) // 2)]
+    pasted = np.isin(other_label, chosen)
+    return np.where(pasted[..., None], other, image), np.where(pasted, other_label, label)

@@ -34,6 +34,12 @@ class AugmentConfig:
         "random blur of every image; upstream cannot switch it off",
         choices=("none", "gaussian", "bilateral"),
     )
+    class_mix: float = key(
+        0.0,
+        "share of the images into which half of the classes of another one are pasted",
+        minimum=0,
+        maximum=1,
+    )
 
 
 @dataclass

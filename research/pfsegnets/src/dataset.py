@@ -12,7 +12,7 @@ from model_utils.errors import UserError
 from model_utils.segmentation import ClassTable, Pair
 from model_utils.segmentation_data import Sample
 
-from .augment import Augmentation, edge_map, resize_image, resize_label
+from .augment import Augmentation, edge_map, paste_classes, resize_image, resize_label
 from .config import PFNetConfig, PFNetData
 from .layouts import class_table, find_pairs
 from .uniform import ClassUniform, look_up
@@ -35,6 +35,7 @@ class SegmentationDataset(segmentation_data.SegmentationDataset):
         uniform: what an epoch shows; None shows every image once.
         cache: keep images and labels (4 bytes per pixel) in memory.
         root: folder that names are given relative to.
+        class_mix: share of augmented images into which another's classes are pasted.
     """
 
     def __init__(
@@ -49,10 +50,12 @@ class SegmentationDataset(segmentation_data.SegmentationDataset):
         uniform: ClassUniform | None = None,
         cache: bool = False,
         root: Path | None = None,
+        class_mix: float = 0.0,
     ) -> None:
         super().__init__(pairs, classes, normalisation, root=root)
         self.augmentation = augmentation
         self.resize = resize
+        self.class_mix = class_mix
         self.uniform = uniform
         self._edge_thickness, self._edge_source = edge_thickness, edge_source
         self._cache: dict[int, tuple[np.ndarray, np.ndarray]] | None = {} if cache else None
@@ -86,6 +89,9 @@ class SegmentationDataset(segmentation_data.SegmentationDataset):
         image, label = self._load(index)
         if self.augmentation is not None:
             image, label = self.augmentation(image, label, rng, centre)
+            if self.class_mix and rng.random() < self.class_mix:
+                other = self._load(int(rng.integers(len(self.pairs))))
+                image, label = paste_classes(image, label, *self.augmentation(*other, rng), rng)
         elif self.resize:
             size = (self.resize, self.resize)
             image, label = resize_image(image, size), resize_label(label, size)
@@ -131,6 +137,7 @@ def build_dataset(
         config.evaluate.resize,
         cache=data.cache,
         root=Path(data.root),
+        class_mix=data.augment.class_mix,
     )
     if augment and data.class_uniform:
         dataset.uniform = look_up(
