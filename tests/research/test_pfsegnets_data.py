@@ -24,6 +24,7 @@ from research.pfsegnets.src.augment import (
     edge_map,
     gaussian_blur,
     jitter_colours,
+    paste_classes,
     resize_image,
     resize_label,
 )
@@ -282,6 +283,28 @@ def test_the_same_generator_gives_the_same_sample():
     assert all((a != b).any() for a, b in zip(first, other, strict=True))
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_pasted_classes_bring_all_their_pixels_and_nothing_else(seed):
+    image, label = photo(30, 40), blobs(30, 40, 5)
+    other, other_label = 255 - image, blobs(30, 40, 4, seed + 1)
+    other_label[:3] = IGNORE
+    mixed, mixed_label = paste_classes(image, label, other, other_label, RNG(seed))
+    present = set(np.unique(other_label)) - {IGNORE}
+    pasted = (mixed != image).any(axis=2)  # no value is its own complement
+    chosen = set(other_label[pasted])
+    assert len(chosen) == max(1, len(present) // 2) and IGNORE not in chosen
+    inside = np.isin(other_label, list(chosen))
+    assert (mixed[inside] == other[inside]).all() and (mixed[~inside] == image[~inside]).all()
+    assert (mixed_label == np.where(inside, other_label, label)).all()
+
+
+def test_an_image_without_labels_pastes_nothing():
+    image, label = photo(30, 40), blobs(30, 40, 5)
+    empty = np.full((30, 40), IGNORE, np.uint8)
+    mixed, mixed_label = paste_classes(image, label, 255 - image, empty, RNG(0))
+    assert (mixed == image).all() and (mixed_label == label).all()
+
+
 def test_colour_changes_leave_labels_and_geometry_alone():
     image, label = photo(40, 40), blobs(40, 40, 5)
     plain = Augmentation(32, False, blur="none")(image, label, RNG(3))
@@ -425,6 +448,31 @@ def test_gaofen_trains_on_the_split_asked_for(tmp_path, form, suffix):
     write_image(root / "val" / "gt" / "0.png", label)
     with pytest.raises(UserError, match=r"gt/0\.png has class number 1 at row \d+, column \d+"):
         val.read(0)
+
+
+def test_the_share_asked_for_is_mixed(tmp_path):
+    """Two images of one class each: a mixed one has the other's class and its pixels."""
+    for number, level in enumerate((10, 200)):
+        label = np.full((32, 32), number, np.uint8)
+        image = tmp_path / "train" / "images" / f"{number}.png"
+        write_pair(image, tmp_path / "train" / "masks" / f"{number}_gray_mask.png", label)
+        write_image(image, np.full((32, 32, 3), level, np.uint8))
+    config = config_of(tmp_path, "vaihingen")
+    config.data.augment.blur = "none"
+    levels = [
+        build_dataset(config, "train").normalisation(np.full((1, 1, 3), v, np.uint8)).item(0)
+        for v in (10, 200)
+    ]
+    for share, least, most in ((0.0, 0, 0), (0.5, 90, 160), (1.0, 195, 290)):
+        config.data.augment.class_mix = share
+        train = build_dataset(config, "train")
+        changed = 0
+        for seed in range(480):
+            image, label, _ = train.sample(0, RNG(seed))
+            assert np.allclose(image[0], levels[label[0, 0]]) and (label == label[0, 0]).all()
+            changed += int(label[0, 0] == 1)
+        # The other image is drawn from both.
+        assert least <= changed <= most, share
 
 
 PALETTE = "name,r,g,b,id\nroof,255,0,0,2\nlawn,0,255,0,5\n"
