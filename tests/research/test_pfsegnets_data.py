@@ -305,6 +305,20 @@ def test_an_image_without_labels_pastes_nothing():
     assert (mixed == image).all() and (mixed_label == label).all()
 
 
+def test_hue_has_a_limit_of_its_own():
+    """Red stays red, green and blue parts alike, whatever becomes of its brightness."""
+    red = np.full((4, 4, 3), (180, 60, 60), np.uint8)
+
+    def parts(hue):
+        changed = [jitter_colours(red, 0.3, RNG(seed), hue)[0, 0].astype(int) for seed in range(40)]
+        return np.array(changed).T
+
+    r, g, b = parts(0.0)
+    assert (r > g).all() and (np.abs(g - b) <= 2).all() and len(set(r)) > 10
+    r, g, b = parts(-1.0)
+    assert (r < np.maximum(g, b)).any()
+
+
 def test_colour_changes_leave_labels_and_geometry_alone():
     image, label = photo(40, 40), blobs(40, 40, 5)
     plain = Augmentation(32, False, blur="none")(image, label, RNG(3))

@@ -160,7 +160,9 @@ def bilateral_blur(image: np.ndarray, sigma: float) -> np.ndarray:
     return cv2.bilateralFilter(image, width, spread, sigma, borderType=cv2.BORDER_REPLICATE)
 
 
-def jitter_colours(image: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
+def jitter_colours(
+    image: np.ndarray, level: float, rng: np.random.Generator, hue: float = -1.0
+) -> np.ndarray:
     """Change brightness, contrast, saturation and hue, in random order.
 
     Args:
@@ -168,9 +170,12 @@ def jitter_colours(image: np.ndarray, level: float, rng: np.random.Generator) ->
         level: the first three are multiplied by 1 - level ... 1 + level, hue is turned by at
             most ``level`` of the full circle.
         rng: draws the order and the four changes.
+        hue: that most, where it is not ``level``; negative is ``level``.
     """
     order = rng.permutation(4)
     draws = rng.uniform(-level, level, 4)
+    if hue >= 0:
+        draws[3] *= hue / level
     for change in order:
         amount = float(draws[change])
         if change == 0:
@@ -206,6 +211,7 @@ class Augmentation:
         vertical_flip: mirror half of them top to bottom.
         rotate: turn by 0, 90, 180 or 270 degrees.
         colour: see :func:`jitter_colours`; 0 changes nothing.
+        hue: likewise.
         blur: ``none``, ``gaussian`` or ``bilateral``, of random width, applied to every image.
     """
 
@@ -218,6 +224,7 @@ class Augmentation:
     rotate: bool = True
     colour: float = 0.0
     blur: str = "gaussian"
+    hue: float = -1.0
 
     def __call__(
         self,
@@ -244,7 +251,7 @@ class Augmentation:
             image, label = self._zoom_and_crop(image, label, rng, centre)
         image, label = self._turn(image, label, rng)
         if self.colour:
-            image = jitter_colours(image, self.colour, rng)
+            image = jitter_colours(image, self.colour, rng, self.hue)
         return self._blur(image, rng), np.ascontiguousarray(label)
 
     def _zoom_and_crop(

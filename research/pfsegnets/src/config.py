@@ -29,6 +29,9 @@ class AugmentConfig:
         0.0, "largest relative change of brightness, contrast, saturation and hue", "color_aug",
         minimum=0, maximum=0.5
     )  # fmt: skip
+    hue: float = key(
+        -1.0, "largest turn of the hue, 1 is the full circle; -1 takes colour's", minimum=-1
+    )
     blur: str = key(
         "gaussian",
         "random blur of every image; upstream cannot switch it off",

@@ -168,4 +168,5 @@ def _augmentation(data: PFNetData) -> Augmentation:
         keys.rotate,
         keys.colour,
         keys.blur,
+        keys.hue,
     )
