@@ -323,7 +323,7 @@ def paste_classes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Paste half of the classes of another image, at least one, where they are there.
 
-    Olsson, Tranheden, Pinto, Svensson, "ClassMix", WACV 2021, section 3.1, here with true labels:
+    Olsson, Tranheden, Pinto, Svensson, "ClassMix", WACV 2021, here with true labels:
     classes meet in places and surroundings that no image shows.
 
     Args:
