@@ -75,7 +75,9 @@ class Child:
     def poll(self) -> int | None:
         """Its exit status, None while it runs; the noted one if it crashed only on leaving."""
         status = self.process.poll()
-        noted = noted_end(self.end) if self.end and status is not None and status < 0 else None
+        if status is None or status >= 0 or self.end is None:
+            return status
+        noted = noted_end(self.end)
         if noted is None:
             return status
         if not self._crash:
